@@ -1,0 +1,47 @@
+# Set-up and checks. `make` alone lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow lint types docs format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# CPU torch goes in first: with it present, nothing pulls the CUDA build.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info[:2] != (3, 11))" || { echo "make: needs Python 3.11; set PYTHON=" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@touch $@
+
+install: $(STAMP)  ## make .venv and install strata with its tools
+
+quickstart: $(STAMP)  ## install, build and publish the WordNet index, show the result
+	@$(BIN)/strata run conf/quickstart.yaml > /dev/null
+
+test: $(STAMP)  ## all tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP)  ## benchmarks and long tests; they print their tables
+	$(BIN)/python -m pytest -m slow -s
+
+lint: $(STAMP)  ## formatting and lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)  ## static types
+	$(BIN)/mypy
+
+docs: $(STAMP)  ## generate conf/README.md and conf/schema.json
+	$(BIN)/python -c "from pathlib import Path; from pipeline import config; Path('conf/README.md').write_text(config.reference()); Path('conf/schema.json').write_text(config.json_schema())"
+
+format: $(STAMP)  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove the environment and the quickstart's data
+	rm -rf $(VENV) data/quickstart

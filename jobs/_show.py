@@ -1,0 +1,104 @@
+"""What a person sees at the end of a run: tables and example searches, on stderr."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import Config
+
+__all__ = ["show_pairs", "show_run"]
+
+SHOWN_CHARS = 110
+
+
+def show_run(config: Config, summary: Mapping[str, Any]) -> None:
+    """Print what was built, how good it is, what it took, and the configured example searches."""
+    console = Console(stderr=True, highlight=False)
+    console.print(_heading(config, summary))
+    console.print(_figures(summary))
+    if config.evaluation.examples:
+        _show_examples(console, config)
+
+
+def _heading(config: Config, summary: Mapping[str, Any]) -> str:
+    if summary.get("skipped"):
+        return f"\n[bold]Nothing changed[/bold]: release {summary['release']} at {config.root} is current; all work was skipped."
+    if not summary.get("published"):
+        return "\n[bold yellow]Not published[/bold yellow]: this index was rolled back from before; `strata rollback --to N` returns to it."
+    return f"\n[bold green]Published release {summary['release']}[/bold green] at {config.root}"
+
+
+def _figures(summary: Mapping[str, Any]) -> Table:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, text in _rows(summary):
+        table.add_row(name, text)
+    return table
+
+
+def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [
+        (
+            "documents",
+            f"{s['documents']:,} ({s['added']:,} added, {s['changed']:,} changed, {s['removed']:,} removed)",
+        ),
+        ("encoded", f"{s['encoded']:,} texts with {s['encoder']}"),
+        ("dead letters", f"{s['dead_letters']:,}"),
+        ("codes", f"{s['code_bytes']} bytes per vector, levels {s['levels']}"),
+        (
+            "posting lists",
+            f"{s['lists']:,} (CV {s['list_rows_cv']}); a query probes {s['probes']}, re-ranks {s['rerank']}",
+        ),
+        (
+            "bytes per document",
+            f"{s['index_bytes_per_document']:,} scanned + {s['vectors_bytes_per_document']:,} for re-rank and filters;"
+            f" float32 alone {s['float32_bytes_per_document']:,}",
+        ),
+        ("recall@10", f"{s['recall_at_10']:.4f} of exact float32 search"),
+    ]
+    if "ndcg_at_10" in s:
+        rows.append(("nDCG@10", f"{s['ndcg_at_10']:.4f}, exact float32 {s['exact_ndcg_at_10']:.4f}"))
+        rows.append(
+            (
+                "recall@100",
+                f"{s['recall_at_100']:.4f}, exact float32 {s['exact_recall_at_100']:.4f} (judged documents)",
+            )
+        )
+    rows.append(
+        (
+            "one query",
+            f"p50 {s['p50_ms']:.1f} ms, p95 {s['p95_ms']:.1f} ms; {s['bytes_per_query'] / 1024:,.0f} KiB read,"
+            f" {s['scanned_fraction']:.1%} of the rows scanned",
+        )
+    )
+    rows.append(("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in s["seconds"].items())))
+    if "tasks" in s and not s.get("skipped"):
+        rows.append(("tasks", f"{s['tasks']} ({s['tasks_reused']} done before and skipped)"))
+    return rows
+
+
+def _show_examples(console: Console, config: Config) -> None:
+    from pipeline.execution.searching import example_searches
+
+    for example in example_searches(config):
+        condition = f"  [dim]where {example.filter}[/dim]" if example.filter else ""
+        console.print(f"\n[bold]“{example.text}”[/bold]{condition}")
+        for hit, text in example.hits:
+            shown = text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
+            console.print(f"  {hit.score:.3f}  {hit.doc_id}  ", end="")
+            console.print(shown, markup=False)
+
+
+def show_pairs(pairs: Mapping[str, Any]) -> None:
+    """Print names and values."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in pairs.items():
+        table.add_row(
+            name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        )
+    Console(stderr=True, highlight=False).print(table)

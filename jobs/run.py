@@ -1,0 +1,34 @@
+"""Take the corpus to a published release.
+
+Reads    the corpus, queries and qrels of CONF
+Writes   documents, embeddings, partitions, an index, a release; moves the alias `current`
+Rerun    safe: finished work is skipped, unchanged input ends at once
+Run      strata run conf/quickstart.yaml
+"""
+
+from jobs._main import Conf, Overrides, finish, run_command
+
+__all__ = ["command"]
+
+
+def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (typer reads the default, nobody changes it)
+    """Take the corpus to a published release: plan, embed, binarize, build, judge, publish."""
+
+    def work() -> dict[str, object]:
+        from jobs._show import show_run
+        from pipeline.config import load_config
+        from pipeline.execution.flows import run
+        from pipeline.execution.runner import RayRunner
+        from pipeline.execution.work import StoreSpec
+
+        config = load_config(conf, tuple(overrides))
+        spec = StoreSpec(config.root, config.storage)
+        summary = run(config, spec, lambda: RayRunner(spec, config.ray))
+        show_run(config, summary)
+        return summary
+
+    finish(work)
+
+
+if __name__ == "__main__":
+    run_command(command)

@@ -1,0 +1,210 @@
+"""The nouns: frozen models that stages hand to each other and that JSON artifacts hold.
+
+Paths are relative to the root. Bytes of each artifact: `canonical_json(model.model_dump(mode="json"))`.
+"""
+
+from typing import Literal
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+__all__ = [
+    "AliasEntry",
+    "Attribute",
+    "CodesInfo",
+    "FileRef",
+    "IndexManifest",
+    "Partition",
+    "Plan",
+    "Receipt",
+    "ReleaseRecord",
+    "SearchDefaults",
+    "Segment",
+    "ShardSpec",
+    "SourceFile",
+    "StageOutput",
+    "arrow_schema",
+]
+
+FORMAT_VERSION = 1
+"""Version of every artifact's layout. 1: first release."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRef(_Frozen):
+    """A data file, named by the hash of its content."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class Attribute(_Frozen):
+    """A column to filter by."""
+
+    name: str
+    type: Literal["string", "int", "float", "bool", "timestamp", "list<string>"]
+
+
+ARROW_TYPES: dict[str, pa.DataType] = {
+    "string": pa.string(),
+    "int": pa.int64(),
+    "float": pa.float64(),
+    "bool": pa.bool_(),
+    "timestamp": pa.timestamp("us", tz="UTC"),
+    "list<string>": pa.list_(pa.string()),
+}
+
+
+def arrow_schema(attributes: tuple[Attribute, ...]) -> pa.Schema:
+    """Arrow schema of attribute columns, all nullable."""
+    return pa.schema([pa.field(a.name, ARROW_TYPES[a.type]) for a in attributes])
+
+
+class SourceFile(_Frozen):
+    """One file of the corpus as the plan saw it."""
+
+    path: str
+    """Relative to the corpus folder."""
+    size: int
+    content: str
+    """sha256 of the bytes (local) or the store's etag (S3)."""
+    rows: int
+
+
+class ShardSpec(_Frozen):
+    """A slice of one source file by rows; byte range too where the format has no row index (JSONL)."""
+
+    shard_no: int
+    file_no: int
+    first_row: int
+    rows: int
+    first_byte: int = 0
+    stop_byte: int = 0
+
+
+class Plan(_Frozen):
+    """The frozen shard plan: computed once from content, never from a live listing or the number of workers."""
+
+    fingerprint: str
+    """Hash of everything below."""
+    corpus_folder: str
+    format: Literal["parquet", "jsonl"]
+    files: tuple[SourceFile, ...]
+    shards: tuple[ShardSpec, ...]
+    attributes: tuple[Attribute, ...]
+    embedding_dims: int | None
+    """Width of the ready-made vectors; None where texts are encoded."""
+    document_buckets: int
+    """Buckets of the document shuffle, by hash of doc_id."""
+    rows: int
+    text_bytes: int
+    """Estimated bytes of text, from the file sizes."""
+
+
+class StageOutput(_Frozen):
+    """What one unit of work wrote and counted."""
+
+    files: dict[str, FileRef]
+    """By role, for example `documents`, `dead_letters`."""
+    numbers: dict[str, int | float] = {}
+
+
+class Receipt(_Frozen):
+    """Who finished a unit of work first, and what it wrote."""
+
+    key: str
+    """Fingerprint of the inputs: contents of upstream files, stage, parameters, library versions."""
+    stage: str
+    output: StageOutput
+    worker: str
+    """Token of the attempt; tells a retried request from another worker."""
+
+
+class SearchDefaults(_Frozen):
+    """What a reader uses where the caller names nothing."""
+
+    probes: int
+    rerank: int
+
+
+class CodesInfo(_Frozen):
+    """Shape of the codes."""
+
+    binarizer: str
+    """Folder of the binarizer."""
+    levels: tuple[int, ...]
+    code_bytes: int
+    files: tuple[FileRef, ...] = ()
+    """Files of the binarizer."""
+
+
+class Segment(_Frozen):
+    """Files added to a partition by one build; immutable."""
+
+    lists: FileRef
+    vectors: FileRef
+
+
+class Partition(_Frozen):
+    """Rows that live in one space under one set of heads."""
+
+    partition_id: int
+    space: str
+    """Encoder fingerprint of its vectors."""
+    codes: CodesInfo
+    heads: FileRef
+    directory: FileRef
+    segments: tuple[Segment, ...]
+    rows: int
+
+
+class IndexManifest(_Frozen):
+    """Everything a reader needs; names files of this and of earlier indexes."""
+
+    format: int = FORMAT_VERSION
+    index: str
+    """Hash of the manifest without this field."""
+    corpus: str
+    plan: str
+    encoder: dict[str, object]
+    """The encoder identity: see pipeline.spaces."""
+    dims: int
+    attributes: tuple[Attribute, ...]
+    documents: tuple[FileRef, ...]
+    document_buckets: int
+    num_documents: int
+    partitions: tuple[Partition, ...]
+    search: SearchDefaults
+    statistics: dict[str, float]
+    """Deterministic figures of the build: list sizes, bytes."""
+
+
+class ReleaseRecord(_Frozen):
+    """An immutable, gated index under a version number."""
+
+    format: int = FORMAT_VERSION
+    release: int
+    index: str
+    manifest: FileRef
+    created: str
+    """ISO 8601, UTC; information only."""
+    summary: dict[str, object]
+    """What the run reported: evaluation, counts, seconds."""
+
+
+class AliasEntry(_Frozen):
+    """One move of an alias."""
+
+    seq: int
+    release: int
+    follows: int
+    """Entry that the publisher had read when it started; 0 for the first."""
+    token: str
+    """Tells the publisher's own entry from another's."""
+    reason: Literal["publish", "rollback"]
+    created: str

@@ -1,0 +1,428 @@
+"""The knobs of one run: strict, typed, frozen; one YAML describes one run.
+
+`load_config` reads the YAML, applies dotted `--set key=value` overrides and returns a `Config`. Unknown keys
+are refused with the nearest known one. `conf/schema.json` is generated from these models (`json_schema`),
+and so is the reference in `conf/README.md` (`reference`). Nothing here touches a corpus or a store.
+"""
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+__all__ = [
+    "BinarizerConfig",
+    "ChunkConfig",
+    "ClusterConfig",
+    "Config",
+    "CorpusConfig",
+    "EmbeddingConfig",
+    "EncoderConfig",
+    "EvaluationConfig",
+    "ExampleSearch",
+    "GatesConfig",
+    "LayoutConfig",
+    "ReleaseConfig",
+    "SearchConfig",
+    "StorageConfig",
+    "json_schema",
+    "load_config",
+    "reference",
+]
+
+AttributeType = Literal["string", "int", "float", "bool", "timestamp", "list<string>"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Columns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ChunkConfig(_Strict):
+    """Cutting of long documents; a search reports documents, never chunks."""
+
+    max_tokens: int = Field(256, ge=16)
+    """Most tokens of one chunk, in the encoder's own tokens."""
+    overlap_tokens: int = Field(0, ge=0)
+    """Tokens that a chunk repeats from the one before."""
+
+    @model_validator(mode="after")
+    def _overlap_fits(self) -> Self:
+        if self.overlap_tokens >= self.max_tokens:
+            raise ValueError(f"overlap_tokens must be below max_tokens ({self.max_tokens})")
+        return self
+
+
+class CorpusConfig(_Strict):
+    """Where the documents are, and which columns mean what."""
+
+    uri: str
+    """File, folder or glob; local or s3://."""
+    format: Literal["parquet", "jsonl"]
+    """How the files are written. In a folder, files that end otherwise (.parquet; .jsonl, .json, .ndjson) are left alone."""
+    id: str = "_id"
+    """Column with the document's name: strings or integers, unique."""
+    text: Columns = ()
+    """Columns whose non-empty values, joined by `separator`, are the text that is embedded."""
+    separator: str = " "
+    """What stands between two text columns."""
+    attributes: tuple[str, ...] | dict[str, AttributeType] = ()
+    """Columns to filter by. A list takes the types from the files; a mapping states them."""
+    embedding: str | None = None
+    """Column with ready-made vectors; encoding is skipped. They are normalized to unit length."""
+    name: str | None = None
+    """Name of the corpus that the root belongs to; the uri if absent. Set it when every snapshot has a uri of its own."""
+    chunk: ChunkConfig | None = None
+    """Cut long documents; absent: one vector per document, longer texts truncated by the encoder."""
+    shard_rows: int = Field(20_000, ge=1)
+    """Most rows of one shard."""
+    error_budget: float = Field(0.01, ge=0)
+    """Bad rows that a run may set aside: below 1 a fraction of the rows read, from 1 on a number of rows."""
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Self:
+        if not self.text and self.embedding is None:
+            raise ValueError("needs `text` columns, or an `embedding` column with ready-made vectors")
+        if self.chunk is not None and self.embedding is not None:
+            raise ValueError("`chunk` cuts texts, which `embedding` does not use; remove one of them")
+        return self
+
+    @property
+    def attribute_names(self) -> tuple[str, ...]:
+        """Names of the attribute columns, in the order of the configuration."""
+        return tuple(self.attributes)
+
+    @property
+    def identity(self) -> str:
+        """What `root.json` records: the corpus that a root belongs to."""
+        return self.name or self.uri
+
+
+class EncoderConfig(_Strict):
+    """One sentence-transformers model and how it is used."""
+
+    model: str
+    """`package:<module>` (a model inside an installed package), `hf:<repo>@<revision>`, `path:<folder>` or `s3://<prefix>`."""
+    query_model: str | None = None
+    """A separate encoder for queries that shares the documents' space; same forms as `model`."""
+    query_prompt: str = ""
+    """Put in front of every query."""
+    document_prompt: str = ""
+    """Put in front of every document."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Longer inputs are truncated; absent: the model's own limit."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 where the processor or GPU computes it and a measured sample agrees with float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only for models whose code you have read."""
+
+
+class EmbeddingConfig(_Strict):
+    """How texts become vectors."""
+
+    unit_texts: int = Field(1024, ge=1)
+    """Texts encoded and stored in one step: what a crash can cost, per actor."""
+    batch_tokens: int = Field(4096, ge=16)
+    """Tokens of one batch, padding counted."""
+    actors: int | None = Field(None, ge=1)
+    """Encoder actors; absent: one per GPU share, or one per CPU core."""
+    gpus_per_actor: float | None = Field(None, gt=0)
+    """Share of a GPU that one actor takes; absent: one whole GPU where the cluster has any."""
+    threads_per_actor: int = Field(1, ge=1)
+    """CPU threads of one actor."""
+    memory_mb_per_actor: int = Field(1024, ge=128)
+    """Memory of one actor that plan reckons with."""
+
+
+class BinarizerConfig(_Strict):
+    """Size of the codes; at most one of bytes, levels, bits_per_dim (bytes: 96 if none)."""
+
+    bytes: int | None = Field(None, ge=1)
+    """Code bytes per vector, factor and offset not counted; the levels are chosen from the spectrum."""
+    levels: tuple[int, ...] | None = None
+    """Dimensions of each residual level, not growing, multiples of 8: [256, 256, 128, 128]."""
+    bits_per_dim: int | None = Field(None, ge=1, le=8)
+    """The same number of levels for every dimension."""
+
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        given = [n for n in ("bytes", "levels", "bits_per_dim") if getattr(self, n) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of bytes, levels, bits_per_dim; found {' and '.join(given)}")
+        if self.levels is not None:
+            if not self.levels or any(m <= 0 or m % 8 for m in self.levels):
+                raise ValueError("levels must be multiples of 8 above 0")
+            if list(self.levels) != sorted(self.levels, reverse=True):
+                raise ValueError("levels must not grow: level t covers the first m_t dimensions")
+        return self
+
+
+class LayoutConfig(_Strict):
+    """How vectors are laid out in partitions and posting lists."""
+
+    workload: str | None = None
+    """Parquet of past queries. Recorded for the workload-aware layout; the present layout has one partition."""
+    rows_per_list: int = Field(100, ge=1)
+    """Mean rows of a posting list; the number of lists follows from the rows."""
+    segment_rows: int = Field(131_072, ge=1)
+    """Rows of a segment, about; bounds the memory of a build task."""
+    train_rows_per_list: int = Field(64, ge=1)
+    """Sample rows per posting list for clustering."""
+    max_train_rows: int = Field(262_144, ge=256)
+    """Most sample rows for clustering and for the binarizer."""
+
+
+class SearchConfig(_Strict):
+    """Defaults that a release gives to its readers."""
+
+    probes: int | None = Field(None, ge=1)
+    """Posting lists per query; absent: tuned at build time to `target_coverage`."""
+    target_coverage: float = Field(0.985, gt=0, le=1)
+    """Share of the true ten nearest that the probed lists must hold, on a tuning sample of document vectors."""
+    rerank: int = Field(100, ge=0)
+    """Candidates scored again with float16 vectors; 0: codes only."""
+
+
+class ExampleSearch(_Strict):
+    """A search that the run prints with the text of its hits."""
+
+    text: str
+    """The query."""
+    filter: str | None = None
+    """WHERE text over the attributes."""
+
+
+class EvaluationConfig(_Strict):
+    """What a release is judged on."""
+
+    queries: str | None = None
+    """Parquet or JSONL of queries (query_id or _id, text or embedding)."""
+    qrels: str | None = None
+    """Relevance judgments: TSV (query-id, corpus-id, score) or Parquet with these columns."""
+    sample_queries: int = Field(500, ge=1)
+    """Queries judged against exact search; document vectors stand in where no queries are given."""
+    examples: tuple[ExampleSearch, ...] = ()
+    """Searches to print at the end of a run."""
+
+
+class GatesConfig(_Strict):
+    """Thresholds below which a release is not published; absent: not checked."""
+
+    min_recall_at_10: float | None = Field(None, ge=0, le=1)
+    """Least recall@10 against exact search."""
+    min_ndcg_at_10: float | None = Field(None, ge=0, le=1)
+    """Least nDCG@10 against the qrels."""
+    max_ndcg_loss: float | None = Field(None, ge=0, le=1)
+    """Most nDCG@10 that the index may lose against exact float32 search."""
+    max_removed_fraction: float | None = Field(None, ge=0, le=1)
+    """Largest share of the last release's documents that may be missing now: a guard against half a corpus."""
+
+
+class ReleaseConfig(_Strict):
+    """How long releases and unnamed files stay."""
+
+    keep: int = Field(3, ge=1)
+    """Newest releases that gc does not retire."""
+    grace_hours: float = Field(24.0, ge=0)
+    """Age, by the store's own clock, before gc deletes a file that nothing names."""
+
+
+class StorageConfig(_Strict):
+    """S3 settings; credentials come from the environment only."""
+
+    endpoint_url: str | None = None
+    """An S3-compatible server; absent: AWS, or AWS_ENDPOINT_URL."""
+    attempts: int = Field(5, ge=1)
+    """Tries of one request before the run stops with exit 75."""
+
+
+class ClusterConfig(_Strict):
+    """Where the work runs."""
+
+    address: str | None = None
+    """A Ray cluster (`auto`, ray://host:port); absent: this machine."""
+    num_cpus: int | None = Field(None, ge=1)
+    """Cores of a local Ray; absent: all."""
+    max_in_flight: int | None = Field(None, ge=1)
+    """Tasks submitted at once; absent: twice the cores."""
+    task_memory_mb: int = Field(1536, ge=64)
+    """Memory of one task. A plan whose tasks need more is refused."""
+    max_retries: int = Field(3, ge=0)
+    """Attempts after a lost worker or a transient error."""
+
+
+class Config(_Strict):
+    """One run."""
+
+    root: str
+    """Where all artifacts live: a folder or s3://bucket/prefix. Belongs to one corpus."""
+    corpus: CorpusConfig
+    encoders: dict[str, EncoderConfig] = Field(default_factory=dict)
+    """Every encoder the run may use, by name."""
+    encoder: str | None = None
+    """The encoder in force; may be absent where there is one, or with ready-made vectors."""
+    embedding: EmbeddingConfig = EmbeddingConfig()
+    binarizer: BinarizerConfig = BinarizerConfig()
+    layout: LayoutConfig = LayoutConfig()
+    search: SearchConfig = SearchConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    gates: GatesConfig = GatesConfig()
+    release: ReleaseConfig = ReleaseConfig()
+    storage: StorageConfig = StorageConfig()
+    ray: ClusterConfig = ClusterConfig()
+    seed: int = Field(0, ge=0)
+    """Seed of every random choice."""
+
+    @model_validator(mode="after")
+    def _encoder_is_known(self) -> Self:
+        if self.encoder is not None and self.encoder not in self.encoders:
+            known = ", ".join(sorted(self.encoders)) or "none"
+            raise ValueError(f"encoder: {self.encoder!r} is not among `encoders` (known: {known})")
+        if self.encoder is None and self.corpus.embedding is None and len(self.encoders) != 1:
+            raise ValueError("encoder: name the one of `encoders` that is in force")
+        return self
+
+    @property
+    def encoder_name(self) -> str | None:
+        """Name of the encoder in force; None where vectors are ready-made and no encoder is given."""
+        if self.encoder is not None:
+            return self.encoder
+        return next(iter(self.encoders)) if len(self.encoders) == 1 else None
+
+
+def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:
+    """Read one YAML and apply `key.sub=value` overrides, whose values are YAML themselves.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or breaks the schema; the message names the key path.
+    """
+    try:
+        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            str(path), f"cannot be read ({error.strerror})", "give the path of a YAML file"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            str(path), f"is not YAML: {' '.join(str(error).split())}", "mend the syntax"
+        ) from error
+    if not isinstance(raw, dict):
+        raise ConfigError(str(path), "must be a mapping of settings", "see conf/README.md")
+    for override in overrides:
+        _apply_override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise _explained(error, str(path)) from error
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}", "expected key=value", "for example --set search.rerank=200")
+    *parents, leaf = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(
+                f"--set {override}", f"`{parent}` is a value, not a section", "name a setting below a section"
+            )
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}", "the value is not YAML", "quote it") from error
+
+
+def _explained(error: ValidationError, path: str) -> ConfigError:
+    """One message of all findings, each with its key path and, for an unknown key, the nearest known one."""
+    lines = []
+    for found in error.errors():
+        where = ".".join(str(part) for part in found["loc"]) or "(top level)"
+        message = found["msg"].removeprefix("Value error, ")
+        if found["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(found["loc"][-1]), _known_keys(), n=1)
+            message = "unknown setting" + (f", did you mean `{near[0]}`?" if near else "")
+        elif found["type"] == "missing":
+            message = "is required"
+        elif not isinstance(found["input"], dict):
+            message += f", found {found['input']!r}"
+        lines.append(f"{where}: {message}")
+    return ConfigError(path, "; ".join(lines), "see conf/README.md")
+
+
+def _known_keys() -> list[str]:
+    schema = Config.model_json_schema()
+    models = [schema, *schema.get("$defs", {}).values()]
+    return sorted({key for model in models for key in model.get("properties", {})})
+
+
+def json_schema() -> str:
+    """The JSON schema of a configuration, for editors; kept as conf/schema.json."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def reference() -> str:
+    """The reference of every setting in Markdown; kept as conf/README.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "One YAML is one run. This page is generated from `pipeline/config.py` (`make docs`); `schema.json` gives completion",
+        "in editors: put `# yaml-language-server: $schema=schema.json` on the first line. Any setting can be overridden:",
+        "`strata run conf/quickstart.yaml --set search.rerank=200`. Relative paths are relative to the working directory.",
+    ]
+    lines += _section("", Config)
+    return "\n".join(lines) + "\n"
+
+
+def _section(prefix: str, model: type[BaseModel]) -> list[str]:
+    lines = [
+        "",
+        f"## {prefix.rstrip('.') or 'Top level'}",
+        "",
+        "| setting | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    nested: list[tuple[str, type[BaseModel]]] = []
+    for name, field in model.model_fields.items():
+        inner = _inner_model(field.annotation)
+        if inner is not None:
+            nested.append((f"{prefix}{name}.", inner))
+        kind = _type_text(field.annotation)
+        default = (
+            "required" if field.is_required() else _default_text(field.get_default(call_default_factory=True))
+        )
+        meaning = (field.description or (inner.__doc__ if inner else "") or "").replace("\n", " ")
+        lines.append(f"| `{prefix}{name}` | {kind} | {default} | {meaning} |")
+    for nested_prefix, inner in nested:
+        lines += _section(nested_prefix, inner)
+    return lines
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    candidates = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _type_text(annotation: Any) -> str:
+    if isinstance(annotation, type) and not getattr(annotation, "__args__", ()):
+        return annotation.__name__
+    text = str(annotation).replace("typing.", "").replace("pipeline.config.", "").replace("NoneType", "None")
+    return "`" + text.replace("|", "or") + "`"
+
+
+def _default_text(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "see below"
+    return "absent" if value is None else f"`{json.dumps(value)}`"

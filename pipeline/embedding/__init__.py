@@ -1,0 +1,1 @@
+"""Text to float vectors: `encoder` computes them, `stage` keeps them. Nothing here imports torch until a model is loaded."""

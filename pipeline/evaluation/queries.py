@@ -1,0 +1,134 @@
+"""Queries and relevance judgments from Parquet, JSONL or TSV files, local or on S3."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.config import StorageConfig
+from pipeline.errors import CorruptArtifactError, DataError, SchemaMismatchError
+from pipeline.storage import open_store, split_uri
+from pipeline.tables import to_matrix
+
+__all__ = ["Queries", "read_qrels", "read_queries"]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries in file order."""
+
+    query_ids: tuple[str, ...]
+    texts: tuple[str, ...] | None
+    """None where the file has vectors."""
+    vectors: NDArray[np.float32] | None
+    """(q, d); None where the file has texts."""
+    filters: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        return len(self.query_ids)
+
+    def subset(self, rows: list[int]) -> "Queries":
+        """The queries of some rows."""
+        return Queries(
+            tuple(self.query_ids[i] for i in rows),
+            tuple(self.texts[i] for i in rows) if self.texts is not None else None,
+            self.vectors[rows] if self.vectors is not None else None,
+            tuple(self.filters[i] for i in rows),
+        )
+
+
+def _content(uri: str, storage: StorageConfig) -> bytes:
+    folder, name = split_uri(uri)
+    return open_store(folder, storage).read(name)
+
+
+def _table(uri: str, storage: StorageConfig) -> pa.Table:
+    data = _content(uri, storage)
+    try:
+        if uri.endswith(".parquet"):
+            return pq.read_table(pa.BufferReader(data))
+        return pa.Table.from_pylist([json.loads(line) for line in data.decode().splitlines() if line.strip()])
+    except (pa.ArrowException, ValueError) as error:
+        raise CorruptArtifactError(
+            uri, f"is not readable ({error})", "give Parquet, or JSONL with one object per line"
+        ) from error
+
+
+def read_queries(uri: str, storage: StorageConfig) -> Queries:
+    """Read queries: query_id (or _id), text or embedding, optional filter.
+
+    Raises:
+        SchemaMismatchError: A column is missing, or its values have the wrong type.
+        DataError: There is no query, or a query_id stands twice.
+    """
+    table = _table(uri, storage)
+    names = table.column_names
+    id_column = next((name for name in ("query_id", "_id") if name in names), None)
+    content = next((name for name in ("embedding", "text") if name in names), None)
+    if id_column is None or content is None:
+        problem = f"expected columns query_id and text or embedding, found {', '.join(names) or 'none'}"
+        raise SchemaMismatchError(uri, problem, "rename the columns")
+    if table.num_rows == 0:
+        raise DataError(uri, "has no queries", "give at least one")
+    query_ids = tuple(str(value) for value in table[id_column].to_pylist())
+    if len(set(query_ids)) != len(query_ids):
+        raise DataError(uri, "a query_id stands twice", "make them unique: results are reported by query_id")
+    filters = table["filter"].to_pylist() if "filter" in names else [None] * table.num_rows
+    texts = tuple(_strings(uri, table["text"])) if content == "text" else None
+    vectors = _vectors(uri, table["embedding"]) if content == "embedding" else None
+    return Queries(query_ids, texts, vectors, tuple(filters))
+
+
+def _strings(uri: str, column: pa.ChunkedArray) -> list[str]:
+    values = column.to_pylist()
+    wrong = next((i for i, value in enumerate(values) if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise SchemaMismatchError(
+            f"{uri} row {wrong}", f"expected a string in `text`, found {values[wrong]!r}", "mend the row"
+        )
+    return values
+
+
+def _vectors(uri: str, column: pa.ChunkedArray) -> NDArray[np.float32]:
+    rows = column.to_pylist() if not pa.types.is_fixed_size_list(column.type) else None
+    if rows is None and column.null_count == 0:
+        return to_matrix(column).astype(np.float32)
+    widths = {len(row) if row is not None else 0 for row in column.to_pylist()}
+    if len(widths) != 1 or 0 in widths:
+        problem = f"expected vectors of one width in `embedding`, found widths {sorted(widths)}"
+        raise SchemaMismatchError(uri, problem, "mend the rows")
+    return np.array(column.to_pylist(), dtype=np.float32)
+
+
+def read_qrels(uri: str, storage: StorageConfig) -> dict[str, dict[str, float]]:
+    """Read judgments: query-id, corpus-id, score, in a TSV with a header or a Parquet.
+
+    Returns:
+        query_id → doc_id → grade; queries without a grade above 0 are left out.
+
+    Raises:
+        SchemaMismatchError: A column is missing, or a score is not a number.
+    """
+    rows = _table(uri, storage).to_pylist() if uri.endswith(".parquet") else _tsv(uri, storage)
+    found: dict[str, dict[str, float]] = {}
+    for number, row in enumerate(rows):
+        try:
+            query, doc, grade = str(row["query-id"]), str(row["corpus-id"]), float(row["score"])
+        except (KeyError, TypeError, ValueError) as error:
+            problem = f"expected query-id, corpus-id and a numeric score, found {dict(row)}"
+            raise SchemaMismatchError(
+                f"{uri} row {number}", problem, "the first line must name the columns"
+            ) from error
+        found.setdefault(query, {})[doc] = grade
+    return {query: grades for query, grades in found.items() if max(grades.values()) > 0}
+
+
+def _tsv(uri: str, storage: StorageConfig) -> list[Mapping[str, str]]:
+    text = _content(uri, storage).decode("utf-8-sig")
+    return list(csv.DictReader(io.StringIO(text), delimiter="\t", quoting=csv.QUOTE_NONE))

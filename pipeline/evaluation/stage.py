@@ -1,0 +1,162 @@
+"""Exact float32 neighbours of queries, bucket by bucket: what an index is held against.
+
+Also `measure_search`, which runs an index over the queries and counts what that cost.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import clustering
+from pipeline.artifacts import FileRef, StageOutput
+from pipeline.index.reader import IndexReader, QueryEncoder
+from pipeline.index.scoring import best_documents
+from pipeline.index.stage import VectorSource, iterate_vectors
+from pipeline.measures import mean, percentile
+from pipeline.storage import Store
+from pipeline.tables import hash_keys, read_columns, to_matrix, vector_array, write_table
+
+__all__ = [
+    "ExactNeighbours",
+    "encode_query_texts",
+    "exact_bucket",
+    "measure_search",
+    "merge_exact",
+    "read_query_vectors",
+    "write_query_vectors",
+]
+
+LATENCY_QUERIES = 100
+"""Queries that are timed one by one."""
+
+EXACT = pa.schema(
+    [
+        pa.field("query", pa.int32(), nullable=False),
+        pa.field("vector_id", pa.binary(16), nullable=False),
+        pa.field("doc_id", pa.string(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("list_no", pa.int32(), nullable=False),
+    ]
+)
+
+
+def write_query_vectors(store: Store, vectors: NDArray[np.float32]) -> FileRef:
+    """Put query vectors (q, d) where every task can read them."""
+    schema = pa.schema([pa.field("embedding", vector_array(vectors).type, nullable=False)])
+    return write_table(store, "scratch/queries", schema, [pa.table([vector_array(vectors)], schema=schema)])
+
+
+def encode_query_texts(store: Store, encoder: QueryEncoder, *, texts: Sequence[str]) -> StageOutput:
+    """Encode query texts into a file of `write_query_vectors`, under the role `queries`."""
+    ref = write_query_vectors(store, encoder.encode_queries(list(texts)))
+    return StageOutput(files={"queries": ref}, numbers={"queries": ref.rows})
+
+
+def read_query_vectors(store: Store, ref: FileRef) -> NDArray[np.float32]:
+    """Vectors (q, d) of a file of `write_query_vectors`."""
+    return to_matrix(read_columns(store, ref.path)["embedding"]).astype(np.float32)
+
+
+def exact_bucket(
+    store: Store, source: VectorSource, bucket: int, queries: FileRef, layout: FileRef, *, depth: int
+) -> StageOutput:
+    """The nearest documents of each query among the vectors of one bucket.
+
+    Args:
+        store: The root.
+        source: Live documents and their vectors.
+        bucket: Bucket of text hashes.
+        queries: File of `write_query_vectors`.
+        layout: The heads, to say which list holds each neighbour.
+        depth: Documents per query.
+
+    Returns:
+        File `exact`: at most q * depth rows of EXACT.
+    """
+    wanted = read_query_vectors(store, queries)
+    heads = to_matrix(read_columns(store, layout.path, ["head"])["head"]).astype(np.float32)
+    best: list[pa.Table] = [EXACT.empty_table()] * len(wanted)
+    for rows, vectors in iterate_vectors(store, source, bucket):
+        lists, _ = clustering.assign(vectors, heads)
+        scores = wanted @ vectors.T
+        named = rows.select(["vector_id", "doc_id"]).append_column("list_no", pa.array(lists))
+        best = [_merged(best[i], _candidates(named, scores[i], i, depth), depth) for i in range(len(wanted))]
+    ref = write_table(store, "scratch/exact", EXACT, [pa.concat_tables(best)] if best else [])
+    return StageOutput(files={"exact": ref}, numbers={"rows": ref.rows})
+
+
+def _candidates(named: pa.Table, scores: NDArray[np.float32], query: int, depth: int) -> pa.Table:
+    """The best rows of one slice; every row as good as the last document's best chunk could matter, so no cut by rows."""
+    ids = hash_keys(named["vector_id"]).view(np.uint8).reshape(-1, 16)
+    kept = best_documents(ids, scores, depth)
+    rows = named.take(pa.array(kept))
+    columns = [
+        np.full(len(kept), query, np.int32),
+        rows["vector_id"],
+        rows["doc_id"],
+        scores[kept],
+        rows["list_no"],
+    ]
+    return pa.table(columns, schema=EXACT)
+
+
+def _merged(left: pa.Table, right: pa.Table, depth: int) -> pa.Table:
+    if left.num_rows == 0:
+        return right
+    both = pa.concat_tables([left, right])
+    ids = hash_keys(both["vector_id"]).view(np.uint8).reshape(-1, 16)
+    return both.take(pa.array(best_documents(ids, both["score"].to_numpy(), depth)))
+
+
+@dataclass(frozen=True)
+class ExactNeighbours:
+    """Exact ranking of one query."""
+
+    doc_ids: tuple[str, ...]
+    list_nos: tuple[int, ...]
+    """Posting list of each neighbour."""
+
+
+def merge_exact(
+    store: Store, files: Iterable[FileRef], num_queries: int, *, depth: int
+) -> list[ExactNeighbours]:
+    """Merge the buckets' neighbours, one file after the other."""
+    best: list[pa.Table] = [EXACT.empty_table()] * num_queries
+    for ref in files:
+        table = read_columns(store, ref.path)
+        numbers = table["query"].to_numpy()
+        for i in range(num_queries):
+            start, stop = np.searchsorted(numbers, [i, i + 1])
+            best[i] = _merged(best[i], table.slice(start, stop - start), depth)
+    return [ExactNeighbours(tuple(t["doc_id"].to_pylist()), tuple(t["list_no"].to_pylist())) for t in best]
+
+
+def measure_search(
+    reader: IndexReader, queries: NDArray[np.float32], *, k: int
+) -> tuple[list[list[str]], dict[str, float]]:
+    """Rankings of an index, and its costs per query.
+
+    Returns:
+        doc_ids of each query, best first; bytes_per_query, lists_per_query, scanned_fraction, rounds (these four are the
+        same at every run) and p50_ms, p95_ms (which are not).
+    """
+    rankings = [[hit.doc_id for hit in hits] for hits in reader.search(queries, k=k)]
+    seconds, costs = [], []
+    for query in queries[:LATENCY_QUERIES]:
+        start = time.perf_counter()
+        costs.append(reader.search(query).stats)
+        seconds.append(time.perf_counter() - start)
+    rows = sum(partition.rows for partition in reader.manifest.partitions)
+    return rankings, {
+        "bytes_per_query": mean([float(c.bytes_read) for c in costs]),
+        "requests_per_query": mean([float(c.requests) for c in costs]),
+        "lists_per_query": mean([float(c.lists_probed) for c in costs]),
+        "scanned_fraction": mean([c.rows_scanned / rows for c in costs]),
+        "rounds": float(max(c.rounds for c in costs)),
+        "p50_ms": 1000 * percentile(seconds, 0.5),
+        "p95_ms": 1000 * percentile(seconds, 0.95),
+    }

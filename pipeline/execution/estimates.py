@@ -1,0 +1,158 @@
+"""What a plan will cost in bytes, memory and time, reckoned before it costs anything.
+
+The formulas count what each stage holds and writes per row; `CONSTANTS` were fitted on runs of the corpora in the tests,
+whose summaries put the measured numbers beside these. A plan that does not fit is refused with the setting to change.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline.artifacts import Plan
+from pipeline.config import Config
+from pipeline.embedding.stage import text_bucket_count
+from pipeline.errors import ConfigError
+from pipeline.index.training import sample_rows
+from pipeline.postings import list_count
+
+__all__ = ["Estimate", "check_fits", "estimate"]
+
+MB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Measured on two cores of an AVX-512 server."""
+
+    worker_mb: float = 330.0
+    """Resident memory of a worker that has imported the libraries of the build stages."""
+    start_s: float = 9.0
+    """Cluster and workers ready."""
+    load_s: float = 9.0
+    """Encoder actors ready."""
+    task_s: float = 0.05
+    """Receipt, files and footers of one task."""
+    rows_per_s: float = 12_000.0
+    """Rows through read, merge, place and build, all together, on one core."""
+    flops_per_s: float = 4e10
+    """Float32 products on one core."""
+    tokens_per_s: float = 6_500.0
+    """Tokens through a small encoder (22 million parameters) in bfloat16 on one core; scaled by `strata plan`."""
+    bytes_per_token: float = 4.2
+    compression: float = 0.45
+    """Of text, in our Parquet files."""
+
+
+CONSTANTS = Constants()
+KMEANS_ITERATIONS = 12
+JUDGED_QUERIES = 700
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of a plan."""
+
+    rows: int
+    shards: int
+    bytes: int
+    """Written under the root by a first run."""
+    task_memory_mb: int
+    """Peak of the largest task."""
+    largest_task: str
+    actor_memory_mb: int
+    """Peak of one encoder actor; 0 where vectors are ready-made."""
+    seconds: float
+    """Of a first run."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a summary."""
+        return {**asdict(self), "seconds": round(self.seconds, 1)}
+
+
+def estimate(
+    plan: Plan, config: Config, *, dims: int, cpus: int, tokens_per_s: float = CONSTANTS.tokens_per_s
+) -> Estimate:
+    """Reckon the cost of a first run.
+
+    Args:
+        plan: The frozen shard plan.
+        config: The run.
+        dims: Width of the vectors.
+        cpus: Cores that work.
+        tokens_per_s: Measured speed of the encoder on one core.
+    """
+    memory = _memory_by_task(plan, config, dims)
+    largest = max(memory, key=lambda name: memory[name])
+    return Estimate(
+        rows=plan.rows,
+        shards=len(plan.shards),
+        bytes=_bytes(plan, config, dims),
+        task_memory_mb=round(CONSTANTS.worker_mb + memory[largest] / MB),
+        largest_task=largest,
+        actor_memory_mb=0 if plan.embedding_dims else config.embedding.memory_mb_per_actor,
+        seconds=_seconds(plan, config, dims, cpus, tokens_per_s),
+    )
+
+
+def _text_per_row(plan: Plan) -> float:
+    return plan.text_bytes / max(plan.rows, 1)
+
+
+def _memory_by_task(plan: Plan, config: Config, dims: int) -> dict[str, float]:
+    """Bytes that the largest task of each stage holds at once."""
+    text = _text_per_row(plan) + 150
+    given = 4 * dims if plan.embedding_dims else 0
+    shard = min(config.corpus.shard_rows, plan.rows)
+    bucket = plan.rows / plan.document_buckets
+    texts = plan.rows / text_bucket_count(plan.rows)
+    segment = min(plan.rows, config.layout.segment_rows)
+    return {
+        "read (corpus.shard_rows)": shard * (3 * text + 3 * given),
+        "merge (rows of a bucket are fixed)": bucket * (3 * text + 3 * given),
+        "place (rows of a bucket are fixed)": texts * (3 * (2 * dims + 250)) + 3 * 8192 * 4 * dims,
+        "build (layout.segment_rows)": segment * 3 * (2 * dims + 250),
+        "train (layout.max_train_rows)": sample_rows(plan.rows, config.layout) * 4 * dims * 3.0,
+    }
+
+
+def _bytes(plan: Plan, config: Config, dims: int) -> int:
+    text = plan.text_bytes * CONSTANTS.compression + plan.rows * 60
+    code = config.binarizer.bytes or 96
+    per_row = (4 * dims + 16) + 2 * (2 * dims + 40) + 2 * (code + 8)
+    given = 2 * 4 * dims * plan.rows if plan.embedding_dims else 0
+    units = 0 if plan.embedding_dims else plan.text_bytes * CONSTANTS.compression
+    return int(3 * text + units + plan.rows * per_row + given)
+
+
+def _seconds(plan: Plan, config: Config, dims: int, cpus: int, tokens_per_s: float) -> float:
+    lists = list_count(plan.rows, config.layout.rows_per_list)
+    sample = sample_rows(plan.rows, config.layout)
+    train = 2.0 * sample * lists * dims * KMEANS_ITERATIONS / CONSTANTS.flops_per_s
+    products = 2.0 * plan.rows * dims * (lists + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
+    rows = plan.rows / CONSTANTS.rows_per_s / cpus
+    tasks = (
+        (len(plan.shards) + plan.document_buckets + 4 * text_bucket_count(plan.rows))
+        * CONSTANTS.task_s
+        / cpus
+    )
+    encode = 0.0
+    if not plan.embedding_dims:
+        limit = config.encoders[config.encoder_name or ""].max_tokens or 256
+        tokens = min(_text_per_row(plan) / CONSTANTS.bytes_per_token, limit) * plan.rows
+        encode = CONSTANTS.load_s + tokens / tokens_per_s / cpus
+    return CONSTANTS.start_s + train + products + rows + tasks + encode
+
+
+def check_fits(cost: Estimate, config: Config) -> None:
+    """Refuse a plan whose tasks need more memory than the configuration gives them.
+
+    Raises:
+        ConfigError: Names the stage, the setting that shrinks it, and the setting that allows more.
+    """
+    allowed = config.ray.task_memory_mb
+    if cost.task_memory_mb > allowed:
+        problem = f"the plan does not fit: the largest task, {cost.largest_task}, needs about {cost.task_memory_mb} MB"
+        raise ConfigError(
+            "ray.task_memory_mb",
+            f"{problem}, allowed are {allowed} MB",
+            "lower the setting in brackets or raise this one",
+        )

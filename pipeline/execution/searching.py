@@ -1,0 +1,133 @@
+"""Many queries from a file, their hits to a file: what `strata search` does."""
+
+import io
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import IndexManifest
+from pipeline.config import Config
+from pipeline.corpus import documents_by_id
+from pipeline.evaluation.queries import Queries, read_queries
+from pipeline.execution.encoders import query_encoder_for
+from pipeline.index.reader import Hit, Release, SearchStats, open_release
+from pipeline.schemas import RESULTS
+from pipeline.storage import Store, open_store, split_uri
+
+__all__ = ["ExampleHits", "example_searches", "search_file"]
+
+
+def search_file(
+    config: Config, *, queries: str, out: str, k: int, exact: bool, rerank: int | None, encoder: str | None
+) -> dict[str, Any]:
+    """Search the current release for every query of a file.
+
+    Args:
+        config: Names the root and the encoders.
+        queries: Parquet or JSONL: query_id, text or embedding, optional filter.
+        out: Parquet to write, local or on S3: schemas.RESULTS.
+        k: Documents per query.
+        exact: Score every passing document.
+        rerank: Candidates scored with float16 vectors; None: the release's default.
+        encoder: Name of the configured encoder for text queries; None: the one in force.
+
+    Returns:
+        The summary that the job prints.
+    """
+    asked = read_queries(queries, config.storage)
+    release = open_release(config.root, storage=config.storage)
+    if asked.texts is not None:
+        release = Release(
+            release.reader, release.record, query_encoder_for(config, release.reader.manifest, encoder)
+        )
+    start = time.perf_counter()
+    hits, stats = _search(release, asked, k=k, exact=exact, rerank=rerank)
+    seconds = time.perf_counter() - start
+    table = _results(asked, hits, release.number)
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder, name = split_uri(out)
+    open_store(folder, config.storage).write(name, buffer.getvalue())
+    return {
+        "release": release.number,
+        "queries": len(asked),
+        "hits": table.num_rows,
+        "seconds": round(seconds, 4),
+        "bytes_read": stats.bytes_read,
+        "requests": stats.requests,
+        "lists_probed": stats.lists_probed,
+        "rows_scanned": stats.rows_scanned,
+        "partitions_opened": stats.partitions_opened,
+        "rounds": stats.rounds,
+        "out": out,
+    }
+
+
+def _search(
+    release: Release, asked: Queries, *, k: int, exact: bool, rerank: int | None
+) -> tuple[list[list[Hit]], SearchStats]:
+    """Queries with the same filter are searched together."""
+    hits: list[list[Hit]] = [[] for _ in range(len(asked))]
+    stats = SearchStats()
+    for where in sorted(set(asked.filters), key=lambda text: text or ""):
+        rows = [i for i, text in enumerate(asked.filters) if text == where]
+        group = asked.subset(rows)
+        content = group.vectors if group.vectors is not None else list(group.texts or ())
+        found = release.search(content, k=k, filter=where, rerank=rerank, exact=exact)
+        stats = stats.plus(found.stats)
+        for i, one in zip(rows, found, strict=True):
+            hits[i] = one
+    return hits, stats
+
+
+def _results(asked: Queries, hits: list[list[Hit]], release: int) -> pa.Table:
+    rows = [
+        (query, rank, hit)
+        for query, one in zip(asked.query_ids, hits, strict=True)
+        for rank, hit in enumerate(one, 1)
+    ]
+    columns = [
+        [query for query, _, _ in rows],
+        np.array([rank for _, rank, _ in rows], dtype=np.int32),
+        [hit.doc_id for _, _, hit in rows],
+        np.array([hit.score for _, _, hit in rows], dtype=np.float32),
+        np.full(len(rows), release, dtype=np.int64),
+    ]
+    return pa.table(columns, schema=RESULTS)
+
+
+@dataclass(frozen=True)
+class ExampleHits:
+    """An example search and what it found."""
+
+    text: str
+    filter: str | None
+    hits: tuple[tuple[Hit, str], ...]
+    """Hits with the text of their document."""
+
+
+def example_searches(config: Config, *, k: int = 3) -> list[ExampleHits]:
+    """Answer the configured examples from the current release."""
+    release = open_release(config.root, storage=config.storage)
+    manifest = release.reader.manifest
+    release = Release(release.reader, release.record, query_encoder_for(config, manifest, None))
+    store = open_store(config.root, config.storage)
+    found = []
+    for example in config.evaluation.examples:
+        hits = release.search(example.text, k=k, filter=example.filter)[0]
+        texts = _texts(store, manifest, [hit.doc_id for hit in hits])
+        found.append(
+            ExampleHits(example.text, example.filter, tuple((hit, texts[hit.doc_id]) for hit in hits))
+        )
+    return found
+
+
+def _texts(store: Store, manifest: IndexManifest, doc_ids: list[str]) -> dict[str, str]:
+    """Text of each document; its first chunk where it was cut."""
+    table = documents_by_id(store, manifest.documents, manifest.document_buckets, doc_ids)
+    rows = sorted(table.select(["doc_id", "chunk_no", "text"]).to_pylist(), key=lambda row: -row["chunk_no"])
+    return {row["doc_id"]: row["text"] or "" for row in rows}

@@ -1,0 +1,135 @@
+"""A unit of work: keyed by what determines its output, done once, remembered by a receipt.
+
+Completion is keyed by the fingerprint of the inputs: content hashes of upstream files, the stage, its parameters, and the
+versions of the libraries that shape bytes. The first worker to append its receipt wins; a receipt whose files are gone
+is superseded by the next entry of its log.
+"""
+
+import functools
+import hashlib
+import resource
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import threadpoolctl
+
+from pipeline.artifacts import FORMAT_VERSION, FileRef, Receipt, StageOutput
+from pipeline.config import StorageConfig
+from pipeline.errors import MissingFileError
+from pipeline.storage import Log, Store, canonical_json, open_store
+
+__all__ = ["Done", "StoreSpec", "Task", "perform"]
+
+BYTE_SHAPING = ("numpy", "pyarrow", "faiss-cpu", "torch", "sentence-transformers", "semantic-text-splitter")
+"""Libraries whose version can change the bytes of an artifact."""
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """How a worker opens the root."""
+
+    uri: str
+    config: StorageConfig
+
+    def open(self) -> Store:
+        """The root."""
+        return open_store(self.uri, self.config)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One unit of work.
+
+    Args:
+        stage: Name of the stage.
+        inputs: What determines the output besides the stage and the libraries: JSON values, models, file references.
+        call: The stage function; takes the store, and the encoder too in an encoding task.
+    """
+
+    stage: str
+    inputs: Any
+    call: Callable[..., StageOutput]
+
+    @property
+    def key(self) -> str:
+        """Fingerprint of the inputs."""
+        identity = {
+            "format": FORMAT_VERSION,
+            "stage": self.stage,
+            "inputs": _plain(self.inputs),
+            "versions": _versions(),
+        }
+        return hashlib.sha256(canonical_json(identity)).hexdigest()[:40]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished unit."""
+
+    output: StageOutput
+    reused: bool
+    """Whether a receipt of an earlier run stood for it."""
+    seconds: float
+    peak_mb: float
+    """Largest resident memory of the worker so far."""
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in BYTE_SHAPING}
+
+
+def _plain(value: Any) -> Any:
+    """JSON form of the inputs; a file counts by its content, not by its place."""
+    if isinstance(value, FileRef):
+        return value.sha256
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json")
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def perform(task: Task, spec: StoreSpec, threads: int, *extra: Any) -> Done:
+    """Do one unit of work, unless a receipt says that it is done.
+
+    Args:
+        task: The unit.
+        spec: The root.
+        threads: Threads of numerical libraries. Part of what shapes bits, so never the number of cores.
+        extra: Passed to the stage function after the store.
+    """
+    start = time.perf_counter()
+    store = spec.open()
+    log = Log(store, f"receipts/{task.key}")
+    newest = log.newest()
+    if newest:
+        receipt = Receipt.model_validate(log.read(newest))
+        if _files_are_there(store, receipt):
+            return _done(receipt.output, start, reused=True)
+    with threadpoolctl.threadpool_limits(threads):
+        output = task.call(store, *extra)
+    receipt = Receipt(key=task.key, stage=task.stage, output=output, worker=uuid.uuid4().hex)
+    if not log.append(newest + 1, receipt.model_dump(mode="json")):
+        output = Receipt.model_validate(log.read(newest + 1)).output
+    return _done(output, start, reused=False)
+
+
+def _done(output: StageOutput, start: float, *, reused: bool) -> Done:
+    unit = 1024 if sys.platform == "linux" else 1024 * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return Done(output, reused, time.perf_counter() - start, peak)
+
+
+def _files_are_there(store: Store, receipt: Receipt) -> bool:
+    try:
+        return all(store.head(ref.path).size == ref.bytes for ref in receipt.output.files.values())
+    except MissingFileError:
+        return False

@@ -1,0 +1,85 @@
+"""From scored rows to hits: candidates, groups of lists, one hit per document. Pure."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Candidates", "best_documents", "best_rows", "groups_of_lists", "spans_of"]
+
+DOCUMENT_BYTES = 12
+"""Leading bytes of a vector_id that name the document; the rest is the chunk."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Scored vectors of one query."""
+
+    places: NDArray[np.int64]
+    """(n,) segment << 32 | row."""
+    scores: NDArray[np.float32]
+    """(n,) inner products, or estimates of them."""
+
+
+def best_rows(candidates: Candidates, depth: int) -> Candidates:
+    """The `depth` best by score, best first; ties go to the lower place, so that the order is one."""
+    scores, places = candidates.scores, candidates.places
+    if len(scores) > depth:
+        # Everything as good as the last of the top joins the sort: a tie at the border must not depend on the partition.
+        border = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+        kept = scores >= border
+        scores, places = scores[kept], places[kept]
+    order = np.lexsort((places, -scores))[:depth]
+    return Candidates(places[order], scores[order])
+
+
+def best_documents(vector_ids: NDArray[np.uint8], scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Rows of the k best documents, one row each, best first; ties go to the smaller vector_id.
+
+    Args:
+        vector_ids: (n, 16) uint8.
+        scores: (n,) float32.
+        k: Documents to return at most.
+    """
+    keys = np.ascontiguousarray(vector_ids).view("S16").reshape(-1)
+    order = np.lexsort((keys, -scores))
+    documents = (
+        np.ascontiguousarray(vector_ids[order, :DOCUMENT_BYTES]).view(f"V{DOCUMENT_BYTES}").reshape(-1)
+    )
+    _, first = np.unique(documents.view(f"S{DOCUMENT_BYTES}"), return_index=True)
+    return order[np.sort(first)[:k]]
+
+
+def groups_of_lists(
+    probed: Sequence[NDArray[np.int64]],
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Turn lists by query into queries by list, lists that the same queries probe together.
+
+    Args:
+        probed: For each query, the lists that it probes.
+
+    Yields:
+        (lists, queries): int64 arrays; every pair of them is probed; lists rise within a group.
+    """
+    if not probed:
+        return
+    queries = np.repeat(np.arange(len(probed)), [len(lists) for lists in probed])
+    lists = np.concatenate(probed)
+    order = np.lexsort((queries, lists))
+    queries, lists = queries[order], lists[order]
+    numbers, starts = np.unique(lists, return_index=True)
+    groups: dict[bytes, list[int]] = {}
+    members = np.split(queries, starts[1:])
+    for number, group in zip(numbers, members, strict=True):
+        groups.setdefault(group.tobytes(), []).append(int(number))
+    for key, numbers_of_group in groups.items():
+        yield np.array(numbers_of_group, dtype=np.int64), np.frombuffer(key, dtype=np.int64)
+
+
+def spans_of(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers in a rising array, as [start, stop)."""
+    if not len(rows):
+        return []
+    breaks = np.flatnonzero(np.diff(rows) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks)]

@@ -1,0 +1,69 @@
+"""Recall, nDCG and overlap: pure functions on ranked lists of document ids, used by every part that must judge.
+
+A ranking is a list of doc_ids, best first, without repeats. What is judged on, and how exact neighbours are found, is
+in `pipeline.evaluation`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+__all__ = ["mean", "ndcg_at_k", "overlap_at_k", "percentile", "recall_at_k"]
+
+
+def overlap_at_k(found: Sequence[str], exact: Sequence[str], k: int) -> float:
+    """Share of the exact top k that is among the found top k (`k@k` recall); 1 where the exact list is empty."""
+    truth = set(exact[:k])
+    return len(truth & set(found[:k])) / len(truth) if truth else 1.0
+
+
+def recall_at_k(found: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+    """Share of the relevant documents (grade above 0) among the found top k.
+
+    Raises:
+        ValueError: No document is relevant.
+    """
+    relevant = {doc for doc, grade in grades.items() if grade > 0}
+    if not relevant:
+        raise ValueError("recall needs at least one relevant document")
+    return len(relevant & set(found[:k])) / len(relevant)
+
+
+def ndcg_at_k(found: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+    """Normalized discounted cumulative gain with linear gain, as trec_eval's ndcg_cut.
+
+    Source: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 20(4), 2002, section 2.
+
+    Raises:
+        ValueError: No document is relevant.
+    """
+    ideal = _gain(sorted((grade for grade in grades.values() if grade > 0), reverse=True)[:k])
+    if ideal == 0:
+        raise ValueError("nDCG needs at least one relevant document")
+    return _gain([max(grades.get(doc, 0.0), 0.0) for doc in found[:k]]) / ideal
+
+
+def _gain(grades: Sequence[float]) -> float:
+    return sum(grade / math.log2(rank + 2) for rank, grade in enumerate(grades))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean, summed without rounding error, so that it does not depend on the order.
+
+    Raises:
+        ValueError: There is no value.
+    """
+    if not values:
+        raise ValueError("the mean of no values")
+    return math.fsum(values) / len(values)
+
+
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Nearest-rank percentile.
+
+    Raises:
+        ValueError: There is no value.
+    """
+    if not values:
+        raise ValueError("a percentile of no values")
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, math.ceil(fraction * len(ordered)) - 1 if fraction > 0 else 0)]

@@ -1,0 +1,113 @@
+"""Arrow schema of each table at rest, and which of its columns are raw-addressable (DESIGN §4)."""
+
+import pyarrow as pa
+
+__all__ = [
+    "DEAD_LETTERS",
+    "RAW_COLUMNS",
+    "RESERVED_COLUMNS",
+    "RESULTS",
+    "directory_schema",
+    "documents_schema",
+    "embeddings_schema",
+    "heads_schema",
+    "lists_schema",
+    "vectors_schema",
+]
+
+VECTOR_ID = pa.binary(16)
+"""12 bytes of hash(doc_id), then the chunk number, big endian: chunks of a document sort together."""
+TEXT_HASH = pa.binary(16)
+
+RAW_COLUMNS = frozenset({"vector_id", "text_hash", "embedding", "head", "radius", "code", "factor", "offset", "row"})
+"""Columns written uncompressed, PLAIN, one page per chunk, so that rows are read by byte range."""
+
+RESERVED_COLUMNS = frozenset({"vector_id", "doc_id", "chunk_no", "text", "text_hash", "embedding", "bucket"})
+"""Names that an attribute cannot have."""
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _vector(name: str, value: pa.DataType, dims: int) -> pa.Field:
+    return _required(name, pa.list_(pa.field("element", value, nullable=False), dims))
+
+
+def documents_schema(attributes: pa.Schema) -> pa.Schema:
+    """Documents of one bucket, sorted by vector_id; text is null where vectors are ready-made and no text is named."""
+    fixed = [
+        _required("vector_id", VECTOR_ID),
+        _required("doc_id", pa.string()),
+        _required("chunk_no", pa.int32()),
+        pa.field("text", pa.string()),
+        _required("text_hash", TEXT_HASH),
+    ]
+    return pa.schema([*fixed, *attributes])
+
+
+def embeddings_schema(dims: int) -> pa.Schema:
+    """Cached float32 unit vectors, sorted by text_hash."""
+    return pa.schema([_required("text_hash", TEXT_HASH), _vector("embedding", pa.float32(), dims)])
+
+
+def heads_schema(dims: int) -> pa.Schema:
+    """One row per posting list, in list order; radius is the largest squared L2 distance of a member."""
+    return pa.schema([_vector("head", pa.float32(), dims), _required("radius", pa.float32())])
+
+
+def directory_schema() -> pa.Schema:
+    """One row per (segment, posting list): where its entries lie in the segment's lists file."""
+    return pa.schema(
+        [
+            _required("segment", pa.int32()),
+            _required("list_no", pa.int32()),
+            _required("first_entry", pa.int32()),
+            _required("num_entries", pa.int32()),
+        ]
+    )
+
+
+def lists_schema(code_bytes: int) -> pa.Schema:
+    """One row per entry, sorted by posting list, then distance to the head; `row` points into the vectors file."""
+    return pa.schema(
+        [
+            _required("code", pa.binary(code_bytes)),
+            _required("factor", pa.float16()),
+            _required("offset", pa.float16()),
+            _required("row", pa.int32()),
+        ]
+    )
+
+
+def vectors_schema(dims: int, attributes: pa.Schema) -> pa.Schema:
+    """One row per vector, in primary order."""
+    fixed = [
+        _required("vector_id", VECTOR_ID),
+        _required("doc_id", pa.string()),
+        _vector("embedding", pa.float16(), dims),
+    ]
+    return pa.schema([*fixed, *attributes])
+
+
+DEAD_LETTERS = pa.schema(
+    [
+        _required("file", pa.string()),
+        _required("row", pa.int64()),
+        pa.field("doc_id", pa.string()),
+        _required("stage", pa.string()),
+        _required("reason", pa.string()),
+    ]
+)
+"""Rows set aside: where they stand in the corpus, and why."""
+
+RESULTS = pa.schema(
+    [
+        _required("query_id", pa.string()),
+        _required("rank", pa.int32()),
+        _required("doc_id", pa.string()),
+        _required("score", pa.float32()),
+        _required("release", pa.int64()),
+    ]
+)
+"""Search results; rank counts from 1."""

@@ -1,0 +1,495 @@
+"""Bytes at rest, on a local disk or on S3, behind one interface whose only conditional primitive is put-if-absent.
+
+`open_store` gives the store of a URI; paths inside it are relative and use `/`. `Log` is the append-only log that
+aliases, receipts and cache buckets are made of. Nothing here knows what the bytes mean (`tables` knows Parquet),
+and nothing lists a folder to learn what is done: `list` serves planning a corpus and collecting garbage.
+"""
+
+import contextlib
+import errno
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TypeVar
+
+import tenacity
+
+from pipeline.config import StorageConfig
+from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError, StorageUnavailableError
+
+__all__ = [
+    "LocalStore",
+    "Log",
+    "ObjectInfo",
+    "RangeRead",
+    "S3Store",
+    "Store",
+    "adopt_file",
+    "canonical_json",
+    "is_remote",
+    "open_store",
+    "sha256_of_file",
+    "split_uri",
+]
+
+T = TypeVar("T")
+
+COALESCE_GAP_BYTES = 64 * 1024
+"""Two ranges nearer than this are one request on S3: reads below ~100 KB cost the same there."""
+
+READ_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What the store says of one object."""
+
+    path: str
+    size: int
+    modified: datetime
+    """The store's own clock, in UTC."""
+    etag: str
+    """The store's content tag; empty on a local disk."""
+
+
+@dataclass(frozen=True)
+class RangeRead:
+    """Bytes of several ranges, and what fetching them cost."""
+
+    chunks: list[bytes]
+    bytes_read: int
+    requests: int
+
+
+class Store(Protocol):
+    """One folder or bucket prefix."""
+
+    @property
+    def uri(self) -> str:
+        """Where the store is."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """Whole content; MissingFileError if it is not there."""
+        ...
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> RangeRead:
+        """Bytes [start, stop) of each range, in the order given."""
+        ...
+
+    def open_input(self, path: str) -> BinaryIO:
+        """A seekable stream."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Store the content whole or not at all, replacing what is there."""
+        ...
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Create the object if it does not exist; True if it now holds exactly `data`."""
+        ...
+
+    def adopt(self, local: Path, path: str) -> None:
+        """Move a finished local file into the store, whole or not at all."""
+        ...
+
+    def staging(self) -> contextlib.AbstractContextManager[Path]:
+        """A local file path to write to before `adopt`; removed at the end if still there."""
+        ...
+
+    def head(self, path: str) -> ObjectInfo:
+        """Size and age; MissingFileError if it is not there."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """All objects below a prefix, sorted by path."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object; fine if it is gone."""
+        ...
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a URI names an S3 object."""
+    return uri.startswith(("s3://", "s3a://"))
+
+
+def open_store(uri: str, config: StorageConfig | None = None) -> Store:
+    """The store of a local folder or an s3://bucket/prefix.
+
+    Raises:
+        ConfigError: The URI's scheme is neither.
+    """
+    if is_remote(uri):
+        return S3Store(uri, config or StorageConfig())
+    if "://" in uri and not uri.startswith("file://"):
+        raise ConfigError(uri, "unknown kind of storage", "use a local path or s3://bucket/prefix")
+    return LocalStore(uri.removeprefix("file://"))
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Folder and last part of a URI: `s3://b/x/y.parquet` → (`s3://b/x`, `y.parquet`)."""
+    folder, slash, name = uri.rpartition("/")
+    return (folder or "/", name) if slash else (".", name)
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string for one JSON value: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hex digest of a local file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def adopt_file(store: Store, local: Path, folder: str, suffix: str) -> tuple[str, int, str]:
+    """Store a local file under the hash of its content.
+
+    Returns:
+        Path in the store (`<folder>/<first 32 hex digits><suffix>`), size in bytes, sha256.
+    """
+    digest = sha256_of_file(local)
+    size = local.stat().st_size
+    path = f"{folder}/{digest[:32]}{suffix}"
+    try:
+        present = store.head(path).size == size
+    except MissingFileError:
+        present = False
+    if not present:
+        store.adopt(local, path)
+        found = store.head(path).size
+        if found != size:
+            raise StorageUnavailableError(
+                f"{store.uri}/{path}", f"expected {size} bytes after the upload, found {found}"
+            )
+    return path, size, digest
+
+
+# ------------------------------------------------------------------------------------------------ local disk
+
+
+class LocalStore:
+    """A folder on a local disk; made at the first write."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+
+    @property
+    def uri(self) -> str:
+        return str(self._folder)
+
+    def read(self, path: str) -> bytes:
+        with self._named(path):
+            return (self._folder / path).read_bytes()
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> RangeRead:
+        with self._named(path):
+            descriptor = os.open(self._folder / path, os.O_RDONLY)
+        try:
+            chunks = [os.pread(descriptor, stop - start, start) for start, stop in ranges]
+        finally:
+            os.close(descriptor)
+        _check_lengths(f"{self.uri}/{path}", ranges, chunks)
+        return RangeRead(chunks, sum(map(len, chunks)), len(chunks))
+
+    def open_input(self, path: str) -> BinaryIO:
+        with self._named(path):
+            return (self._folder / path).open("rb")
+
+    def write(self, path: str, data: bytes) -> None:
+        with self.staging() as local:
+            _write_through(local, data)
+            self.adopt(local, path)
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        # Linking a finished file is atomic and fails where the name exists; O_EXCL would show a half-written one.
+        with self.staging() as local:
+            _write_through(local, data)
+            target = self._folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(local, target)
+            except FileExistsError:
+                return target.read_bytes() == data
+            _sync_folder(target.parent)
+            return True
+
+    def adopt(self, local: Path, path: str) -> None:
+        target = self._folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with local.open("rb") as file:
+            os.fsync(file.fileno())
+        local.replace(target)
+        _sync_folder(target.parent)
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        folder = self._folder / ".staging"
+        folder.mkdir(parents=True, exist_ok=True)
+        local = folder / uuid.uuid4().hex
+        try:
+            yield local
+        finally:
+            local.unlink(missing_ok=True)
+
+    def head(self, path: str) -> ObjectInfo:
+        with self._named(path):
+            return self._info(path)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        base = self._folder / prefix
+        found = [base] if base.is_file() else [p for p in base.rglob("*") if p.is_file()]
+        for path in sorted(str(p.relative_to(self._folder)) for p in found):
+            with contextlib.suppress(FileNotFoundError):
+                yield self._info(path)
+
+    def delete(self, path: str) -> None:
+        (self._folder / path).unlink(missing_ok=True)
+
+    def _info(self, path: str) -> ObjectInfo:
+        found = (self._folder / path).stat()
+        return ObjectInfo(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), "")
+
+    @contextlib.contextmanager
+    def _named(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise MissingFileError(f"{self.uri}/{path}", "there is no such file") from error
+        except PermissionError as error:
+            raise ConfigError(
+                f"{self.uri}/{path}", "reading is not permitted", "give this user access"
+            ) from error
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    # A rename or a link is durable only when its folder is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _check_lengths(place: str, ranges: Sequence[tuple[int, int]], chunks: Sequence[bytes]) -> None:
+    for (start, stop), chunk in zip(ranges, chunks, strict=True):
+        if len(chunk) != stop - start:
+            problem = f"expected {stop - start} bytes at {start}, found {len(chunk)}: the file is truncated"
+            raise CorruptArtifactError(place, problem, "run `strata verify`")
+
+
+# ------------------------------------------------------------------------------------------------ S3
+
+
+class S3Store:
+    """A bucket prefix, through s3fs with its listing cache off."""
+
+    def __init__(self, uri: str, config: StorageConfig) -> None:
+        self._uri = uri.rstrip("/")
+        self._key_prefix = self._uri.split("://", 1)[1]
+        self._config = config
+
+    @property
+    def uri(self) -> str:
+        return self._uri
+
+    @functools.cached_property
+    def _fs(self) -> Any:
+        import s3fs
+
+        return s3fs.S3FileSystem(
+            endpoint_url=self._config.endpoint_url,
+            use_listings_cache=False,
+            skip_instance_cache=True,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_fs"}
+
+    def read(self, path: str) -> bytes:
+        data: bytes = self._request(path, self._fs.cat_file)
+        return data
+
+    def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> RangeRead:
+        merged, places = _coalesce(ranges)
+        starts, stops = [a for a, _ in merged], [b for _, b in merged]
+        blocks: list[bytes] = self._request(
+            path, lambda key: self._fs.cat_ranges([key] * len(starts), starts, stops, on_error="raise")
+        )
+        _check_lengths(f"{self.uri}/{path}", merged, blocks)
+        chunks = [
+            blocks[i][start - starts[i] : stop - starts[i]]
+            for i, (start, stop) in zip(places, ranges, strict=True)
+        ]
+        return RangeRead(chunks, sum(map(len, blocks)), len(blocks))
+
+    def open_input(self, path: str) -> BinaryIO:
+        stream: BinaryIO = self._request(
+            path, lambda key: self._fs.open(key, "rb", block_size=READ_CHUNK_BYTES)
+        )
+        return stream
+
+    def write(self, path: str, data: bytes) -> None:
+        self._request(path, lambda key: self._fs.pipe_file(key, data))
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        try:
+            self._request(path, lambda key: self._fs.pipe_file(key, data, mode="create"))
+        except FileExistsError:
+            # A request that was retried after a lost answer can lose to itself.
+            return self.read(path) == data
+        return True
+
+    def adopt(self, local: Path, path: str) -> None:
+        self._request(path, lambda key: self._fs.put_file(str(local), key))
+
+    @contextlib.contextmanager
+    def staging(self) -> Iterator[Path]:
+        folder = Path(tempfile.mkdtemp(prefix="strata-"))
+        try:
+            yield folder / "file"
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def head(self, path: str) -> ObjectInfo:
+        return self._info(self._request(path, self._fs.info), path)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        found: dict[str, Any] = self._request(prefix, lambda key: self._fs.find(key, detail=True))
+        for key in sorted(found):
+            yield self._info(found[key], key.removeprefix(self._key_prefix + "/"))
+
+    def delete(self, path: str) -> None:
+        with contextlib.suppress(MissingFileError):
+            self._request(path, self._fs.rm_file)
+
+    def _info(self, found: dict[str, Any], path: str) -> ObjectInfo:
+        if found["type"] != "file":
+            raise MissingFileError(f"{self.uri}/{path}", "there is no such object")
+        return ObjectInfo(
+            path, int(found["size"]), found["LastModified"], str(found.get("ETag", "")).strip('"')
+        )
+
+    def _request(self, path: str, call: Callable[[str], T]) -> T:
+        """One request, tried again while the failure may pass; failures become our errors."""
+        place = f"{self.uri}/{path}".rstrip("/")
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self._config.attempts),
+            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0),
+            retry=tenacity.retry_if_exception(_may_pass),
+            reraise=True,
+        )
+        try:
+            return retrying(call, place.split("://", 1)[1])
+        except FileExistsError:
+            raise
+        except FileNotFoundError as error:
+            raise MissingFileError(place, "there is no such object") from error
+        except PermissionError as error:
+            raise ConfigError(
+                place, f"access denied ({error})", "check the credentials and the bucket's policy"
+            ) from error
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                raise FileExistsError(place) from error
+            raise StorageUnavailableError(
+                place, f"no answer after {self._config.attempts} attempts ({error})", "rerun later"
+            ) from error
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] not in {"botocore", "aiobotocore", "aiohttp"}:
+                raise
+            raise StorageUnavailableError(
+                place, f"the store failed ({error})", "check the endpoint and rerun"
+            ) from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed: not where an object is absent or present, nor on a failed condition."""
+    if isinstance(error, FileNotFoundError | FileExistsError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno != errno.EINVAL
+    return type(error).__module__.partition(".")[0] in {"botocore", "aiobotocore", "aiohttp"}
+
+
+def _coalesce(ranges: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[int]]:
+    """Merge near ranges; returns the merged ones and, for each range, the merged one that holds it."""
+    merged: list[tuple[int, int]] = []
+    places = [0] * len(ranges)
+    for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
+        start, stop = ranges[i]
+        if merged and start - merged[-1][1] <= COALESCE_GAP_BYTES:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+        places[i] = len(merged) - 1
+    return merged, places
+
+
+# ------------------------------------------------------------------------------------------------ logs
+
+
+class Log:
+    """An append-only log of JSON entries, `<prefix>/<seq>.json` from 1 on, without gaps and never collected.
+
+    Args:
+        store: Where the log lives.
+        prefix: Folder of the log.
+    """
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def path(self, seq: int) -> str:
+        """Path of one entry."""
+        return f"{self._prefix}/{seq:08d}.json"
+
+    def append(self, seq: int, entry: Any) -> bool:
+        """Claim entry `seq`; True if this entry is now there, False if another one was first."""
+        return self._store.put_if_absent(self.path(seq), canonical_json(entry))
+
+    def read(self, seq: int) -> Any:
+        """Content of one entry."""
+        return json.loads(self._store.read(self.path(seq)))
+
+    def newest(self) -> int:
+        """Number of the newest entry, 0 for an empty log: galloping, then bisection, with HEAD requests."""
+        if not self._exists(1):
+            return 0
+        low, high = 1, 2
+        while self._exists(high):
+            low, high = high, high * 2
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._exists(middle) else (low, middle)
+        return low
+
+    def entries(self) -> list[Any]:
+        """All entries, oldest first."""
+        return [self.read(seq) for seq in range(1, self.newest() + 1)]
+
+    def _exists(self, seq: int) -> bool:
+        try:
+            self._store.head(self.path(seq))
+        except MissingFileError:
+            return False
+        return True

@@ -26,7 +26,7 @@ def _heading(config: Config, summary: Mapping[str, Any]) -> str:
     if summary.get("skipped"):
         return f"\n[bold]Nothing changed[/bold]: release {summary['release']} at {config.root} is current; all work was skipped."
     if not summary.get("published"):
-        return "\n[bold yellow]Not published[/bold yellow]: this index was rolled back from before; `strata rollback --to N` returns to it."
+        return "\n[bold yellow]Not published[/bold yellow]: this index was rolled back; `strata rollback --to N` returns."
     return f"\n[bold green]Published release {summary['release']}[/bold green] at {config.root}"
 
 
@@ -54,8 +54,7 @@ def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         (
             "bytes per document",
-            f"{s['index_bytes_per_document']:,} scanned + {s['vectors_bytes_per_document']:,} for re-rank and filters;"
-            f" float32 alone {s['float32_bytes_per_document']:,}",
+            _bytes_text(s),
         ),
         ("recall@10", f"{s['recall_at_10']:.4f} of exact float32 search"),
     ]
@@ -70,14 +69,25 @@ def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(
         (
             "one query",
-            f"p50 {s['p50_ms']:.1f} ms, p95 {s['p95_ms']:.1f} ms; {s['bytes_per_query'] / 1024:,.0f} KiB read,"
-            f" {s['scanned_fraction']:.1%} of the rows scanned",
+            _query_text(s),
         )
     )
     rows.append(("seconds", ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in s["seconds"].items())))
     if "tasks" in s and not s.get("skipped"):
         rows.append(("tasks", f"{s['tasks']} ({s['tasks_reused']} done before and skipped)"))
     return rows
+
+
+def _bytes_text(s: Mapping[str, Any]) -> str:
+    stored = (
+        f"{s['index_bytes_per_document']:,} scanned, {s['vectors_bytes_per_document']:,} re-rank and filters"
+    )
+    return f"{stored}; float32 alone {s['float32_bytes_per_document']:,}"
+
+
+def _query_text(s: Mapping[str, Any]) -> str:
+    times = f"p50 {s['p50_ms']:.1f} ms, p95 {s['p95_ms']:.1f} ms"
+    return f"{times}; {s['bytes_per_query'] / 1024:,.0f} KiB read, {s['scanned_fraction']:.1%} of the rows scanned"
 
 
 def _show_examples(console: Console, config: Config) -> None:

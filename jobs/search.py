@@ -15,7 +15,7 @@ from jobs._main import Conf, Overrides, finish, run_command
 __all__ = ["command"]
 
 
-def command(  # noqa: PLR0913  (the public contract's options)
+def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
     conf: Conf,
     queries: Annotated[
         str, typer.Option(help="Parquet or JSONL: query_id, text or embedding, optional filter.")

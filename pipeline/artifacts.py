@@ -173,6 +173,8 @@ class IndexManifest(_Frozen):
     plan: str
     encoder: dict[str, object]
     """The encoder identity: see pipeline.spaces."""
+    encoder_settings: dict[str, object] | None = None
+    """What a reader needs to encode text queries; None where vectors are ready-made."""
     dims: int
     attributes: tuple[Attribute, ...]
     documents: tuple[FileRef, ...]

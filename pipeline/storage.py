@@ -9,14 +9,16 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar
 
@@ -46,6 +48,12 @@ COALESCE_GAP_BYTES = 64 * 1024
 """Two ranges nearer than this are one request on S3: reads below ~100 KB cost the same there."""
 
 READ_CHUNK_BYTES = 4 * 1024 * 1024
+
+REFRESH_AGE = timedelta(hours=1)
+"""A file older than this is written again when a worker needs it, so that a collector does not take it for an orphan."""
+
+STAGING = ".staging"
+"""Folder of unfinished files of a local store; no part of its content."""
 
 
 @dataclass(frozen=True)
@@ -162,11 +170,7 @@ def adopt_file(store: Store, local: Path, folder: str, suffix: str) -> tuple[str
     digest = sha256_of_file(local)
     size = local.stat().st_size
     path = f"{folder}/{digest[:32]}{suffix}"
-    try:
-        present = store.head(path).size == size
-    except MissingFileError:
-        present = False
-    if not present:
+    if not _is_present(store, path, size):
         store.adopt(local, path)
         found = store.head(path).size
         if found != size:
@@ -174,6 +178,14 @@ def adopt_file(store: Store, local: Path, folder: str, suffix: str) -> tuple[str
                 f"{store.uri}/{path}", f"expected {size} bytes after the upload, found {found}"
             )
     return path, size, digest
+
+
+def _is_present(store: Store, path: str, size: int) -> bool:
+    try:
+        found = store.head(path)
+    except MissingFileError:
+        return False
+    return found.size == size and datetime.now(UTC) - found.modified < REFRESH_AGE
 
 
 # ------------------------------------------------------------------------------------------------ local disk
@@ -194,12 +206,8 @@ class LocalStore:
             return (self._folder / path).read_bytes()
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> RangeRead:
-        with self._named(path):
-            descriptor = os.open(self._folder / path, os.O_RDONLY)
-        try:
-            chunks = [os.pread(descriptor, stop - start, start) for start, stop in ranges]
-        finally:
-            os.close(descriptor)
+        with self._named(path), (self._folder / path).open("rb", buffering=0) as file:
+            chunks = [_pread(file.fileno(), start, stop) for start, stop in ranges]
         _check_lengths(f"{self.uri}/{path}", ranges, chunks)
         return RangeRead(chunks, sum(map(len, chunks)), len(chunks))
 
@@ -208,16 +216,15 @@ class LocalStore:
             return (self._folder / path).open("rb")
 
     def write(self, path: str, data: bytes) -> None:
-        with self.staging() as local:
+        with self._named(path), self.staging() as local:
             _write_through(local, data)
             self.adopt(local, path)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         # Linking a finished file is atomic and fails where the name exists; O_EXCL would show a half-written one.
-        with self.staging() as local:
+        with self._named(path), self.staging() as local:
             _write_through(local, data)
-            target = self._folder / path
-            target.parent.mkdir(parents=True, exist_ok=True)
+            target = self._made(self._folder / path)
             try:
                 os.link(local, target)
             except FileExistsError:
@@ -226,18 +233,17 @@ class LocalStore:
             return True
 
     def adopt(self, local: Path, path: str) -> None:
-        target = self._folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with local.open("rb") as file:
-            os.fsync(file.fileno())
-        local.replace(target)
-        _sync_folder(target.parent)
+        with self._named(path):
+            target = self._made(self._folder / path)
+            with local.open("rb") as file:
+                os.fsync(file.fileno())
+            local.replace(target)
+            _sync_folder(target.parent)
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        folder = self._folder / ".staging"
-        folder.mkdir(parents=True, exist_ok=True)
-        local = folder / uuid.uuid4().hex
+        with self._named(STAGING):
+            local = self._made(self._folder / STAGING / uuid.uuid4().hex)
         try:
             yield local
         finally:
@@ -250,27 +256,54 @@ class LocalStore:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         base = self._folder / prefix
         found = [base] if base.is_file() else [p for p in base.rglob("*") if p.is_file()]
-        for path in sorted(str(p.relative_to(self._folder)) for p in found):
+        for path in sorted(p.relative_to(self._folder).as_posix() for p in found):
+            if path.startswith(f"{STAGING}/"):
+                continue
             with contextlib.suppress(FileNotFoundError):
                 yield self._info(path)
 
     def delete(self, path: str) -> None:
-        (self._folder / path).unlink(missing_ok=True)
+        with contextlib.suppress(MissingFileError), self._named(path):
+            (self._folder / path).unlink()
+
+    def _made(self, target: Path) -> Path:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise ConfigError(str(target.parent), "is below a file", "name a folder") from error
+        return target
 
     def _info(self, path: str) -> ObjectInfo:
         found = (self._folder / path).stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise IsADirectoryError(path)
         return ObjectInfo(path, found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), "")
 
     @contextlib.contextmanager
     def _named(self, path: str) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, NotADirectoryError) as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise MissingFileError(f"{self.uri}/{path}", "there is no such file") from error
         except PermissionError as error:
             raise ConfigError(
-                f"{self.uri}/{path}", "reading is not permitted", "give this user access"
+                f"{self.uri}/{path}", f"no access ({error.strerror})", "name a folder that this user may use"
             ) from error
+        except OSError as error:
+            raise StorageUnavailableError(
+                f"{self.uri}/{path}",
+                f"the disk failed ({error.strerror})",
+                "free space or mend it, then rerun",
+            ) from error
+
+
+def _pread(descriptor: int, start: int, stop: int) -> bytes:
+    # One call returns at most 2 GiB, and less than asked for when a signal comes.
+    pieces = []
+    while start < stop and (piece := os.pread(descriptor, stop - start, start)):
+        pieces.append(piece)
+        start += len(piece)
+    return b"".join(pieces)
 
 
 def _write_through(path: Path, data: bytes) -> None:
@@ -304,7 +337,7 @@ class S3Store:
 
     def __init__(self, uri: str, config: StorageConfig) -> None:
         self._uri = uri.rstrip("/")
-        self._key_prefix = self._uri.split("://", 1)[1]
+        self._bucket, _, self._key_prefix = self._uri.split("://", 1)[1].partition("/")
         self._config = config
 
     @property
@@ -315,11 +348,15 @@ class S3Store:
     def _fs(self) -> Any:
         import s3fs
 
-        return s3fs.S3FileSystem(
+        fs = s3fs.S3FileSystem(
             endpoint_url=self._config.endpoint_url,
             use_listings_cache=False,
             skip_instance_cache=True,
+            config_kwargs={"retries": {"total_max_attempts": 1}},
         )
+        # `_request` retries; three nested loops of retries would make a dead endpoint take minutes to report.
+        fs.retries = 1
+        return fs
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_fs"}
@@ -336,16 +373,13 @@ class S3Store:
         )
         _check_lengths(f"{self.uri}/{path}", merged, blocks)
         chunks = [
-            blocks[i][start - starts[i] : stop - starts[i]]
+            blocks[i][start - starts[i] : stop - starts[i]] if start < stop else b""
             for i, (start, stop) in zip(places, ranges, strict=True)
         ]
         return RangeRead(chunks, sum(map(len, blocks)), len(blocks))
 
     def open_input(self, path: str) -> BinaryIO:
-        stream: BinaryIO = self._request(
-            path, lambda key: self._fs.open(key, "rb", block_size=READ_CHUNK_BYTES)
-        )
-        return stream
+        return io.BufferedReader(_S3Stream(self, path, self.head(path).size), READ_CHUNK_BYTES)
 
     def write(self, path: str, data: bytes) -> None:
         self._request(path, lambda key: self._fs.pipe_file(key, data))
@@ -370,72 +404,144 @@ class S3Store:
             shutil.rmtree(folder, ignore_errors=True)
 
     def head(self, path: str) -> ObjectInfo:
-        return self._info(self._request(path, self._fs.info), path)
+        # Not fs.info, which lists where there is no object, and a log's reader asks for absent ones all the time.
+        key = "/".join(part for part in (self._key_prefix, path) if part)
+        found = self._request(path, lambda _: self._fs.call_s3("head_object", Bucket=self._bucket, Key=key))
+        return ObjectInfo(
+            path, int(found["ContentLength"]), found["LastModified"], str(found.get("ETag", "")).strip('"')
+        )
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         found: dict[str, Any] = self._request(prefix, lambda key: self._fs.find(key, detail=True))
+        root = "/".join(part for part in (self._bucket, self._key_prefix) if part) + "/"
         for key in sorted(found):
-            yield self._info(found[key], key.removeprefix(self._key_prefix + "/"))
+            entry = found[key]
+            etag = str(entry.get("ETag", "")).strip('"')
+            yield ObjectInfo(key.removeprefix(root), int(entry["size"]), entry["LastModified"], etag)
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(MissingFileError):
             self._request(path, self._fs.rm_file)
-
-    def _info(self, found: dict[str, Any], path: str) -> ObjectInfo:
-        if found["type"] != "file":
-            raise MissingFileError(f"{self.uri}/{path}", "there is no such object")
-        return ObjectInfo(
-            path, int(found["size"]), found["LastModified"], str(found.get("ETag", "")).strip('"')
-        )
 
     def _request(self, path: str, call: Callable[[str], T]) -> T:
         """One request, tried again while the failure may pass; failures become our errors."""
         place = f"{self.uri}/{path}".rstrip("/")
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self._config.attempts),
-            wait=tenacity.wait_exponential_jitter(initial=0.1, max=5.0),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0),
             retry=tenacity.retry_if_exception(_may_pass),
             reraise=True,
         )
         try:
             return retrying(call, place.split("://", 1)[1])
-        except FileExistsError:
-            raise
-        except FileNotFoundError as error:
-            raise MissingFileError(place, "there is no such object") from error
-        except PermissionError as error:
-            raise ConfigError(
-                place, f"access denied ({error})", "check the credentials and the bucket's policy"
-            ) from error
-        except OSError as error:
-            if error.errno == errno.EINVAL:
-                raise FileExistsError(place) from error
-            raise StorageUnavailableError(
-                place, f"no answer after {self._config.attempts} attempts ({error})", "rerun later"
-            ) from error
         except Exception as error:
-            if type(error).__module__.partition(".")[0] not in {"botocore", "aiobotocore", "aiohttp"}:
+            known = _explained(error, place, self._config.attempts)
+            if known is None:
                 raise
-            raise StorageUnavailableError(
-                place, f"the store failed ({error})", "check the endpoint and rerun"
-            ) from error
+            raise known from error
+
+
+class _S3Stream(io.RawIOBase):
+    """An object as a seekable file whose failures are our errors, which s3fs' own file objects do not promise."""
+
+    def __init__(self, store: S3Store, path: str, size: int) -> None:
+        super().__init__()
+        self._store = store
+        self._path = path
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._size, self._position + len(buffer))
+        if self._position >= stop:
+            return 0
+        data = self._store.read_ranges(self._path, [(self._position, stop)]).chunks[0]
+        buffer[: len(data)] = data
+        self._position = stop
+        return len(data)
+
+
+BEYOND_THE_END = frozenset({"InvalidRange", "416"})
+CONFLICTS = frozenset({"PreconditionFailed", "412"})
+ACCESS_PROBLEMS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
+CLIENT_LIBRARIES = frozenset({"botocore", "aiobotocore", "aiohttp"})
+
+
+def _code(error: BaseException) -> str:
+    """The server's own word for a failure; empty where it gave none."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
+
+
+def _is_conflict(error: BaseException) -> bool:
+    """Whether a put-if-absent found the object present; servers differ in how they say so."""
+    return isinstance(error, FileExistsError) or _code(error) in CONFLICTS
+
+
+def _of_client_library(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in CLIENT_LIBRARIES
 
 
 def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed: not where an object is absent or present, nor on a failed condition."""
-    if isinstance(error, FileNotFoundError | FileExistsError):
+    """Whether the same request may succeed: not where an object is absent or present, nor one that is refused as wrong."""
+    if isinstance(error, FileNotFoundError) or _is_conflict(error):
         return False
     if isinstance(error, OSError):
         return error.errno != errno.EINVAL
-    return type(error).__module__.partition(".")[0] in {"botocore", "aiobotocore", "aiohttp"}
+    return _of_client_library(error) and type(error).__name__ not in ACCESS_PROBLEMS
+
+
+def _explained(error: Exception, place: str, attempts: int) -> Exception | None:
+    """The error of ours that says what a failed request means; None for a defect of our own."""
+    if _is_conflict(error):
+        return FileExistsError(place)
+    refusal = _refusal(error)
+    if refusal is not None:
+        return ConfigError(place, *refusal)
+    if isinstance(error, FileNotFoundError):
+        return MissingFileError(place, "there is no such object")
+    if _code(error) in BEYOND_THE_END:
+        problem = "the object ends before the bytes that were asked for"
+        return CorruptArtifactError(place, problem, "run `strata verify`")
+    if isinstance(error, OSError) or _of_client_library(error):
+        problem = f"no answer after {attempts} attempts ({error})"
+        return StorageUnavailableError(place, problem, "check the endpoint and rerun")
+    return None
+
+
+def _refusal(error: Exception) -> tuple[str, str] | None:
+    """Problem and remedy, where the store will not serve this request however often it is asked."""
+    if _code(error) == "NoSuchBucket":
+        return "the bucket does not exist", "create it or mend the uri"
+    if isinstance(error, PermissionError) or type(error).__name__ in ACCESS_PROBLEMS:
+        return f"access denied ({error})", "check the credentials and the bucket's policy"
+    if isinstance(error, OSError) and error.errno == errno.EINVAL and _code(error) not in BEYOND_THE_END:
+        return f"the store refused the request ({error})", "check the uri and the endpoint"
+    return None
 
 
 def _coalesce(ranges: Sequence[tuple[int, int]]) -> tuple[list[tuple[int, int]], list[int]]:
-    """Merge near ranges; returns the merged ones and, for each range, the merged one that holds it."""
+    """Merge near ranges; returns the merged ones and, for each range that is not empty, the merged one that holds it."""
     merged: list[tuple[int, int]] = []
     places = [0] * len(ranges)
     for i in sorted(range(len(ranges)), key=lambda i: ranges[i]):
         start, stop = ranges[i]
+        if start >= stop:
+            continue
         if merged and start - merged[-1][1] <= COALESCE_GAP_BYTES:
             merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
         else:
@@ -453,15 +559,17 @@ class Log:
     Args:
         store: Where the log lives.
         prefix: Folder of the log.
+        digits: Least digits of a number in a name.
     """
 
-    def __init__(self, store: Store, prefix: str) -> None:
+    def __init__(self, store: Store, prefix: str, *, digits: int = 8) -> None:
         self._store = store
         self._prefix = prefix
+        self._digits = digits
 
     def path(self, seq: int) -> str:
         """Path of one entry."""
-        return f"{self._prefix}/{seq:08d}.json"
+        return f"{self._prefix}/{seq:0{self._digits}d}.json"
 
     def append(self, seq: int, entry: Any) -> bool:
         """Claim entry `seq`; True if this entry is now there, False if another one was first."""
@@ -469,7 +577,12 @@ class Log:
 
     def read(self, seq: int) -> Any:
         """Content of one entry."""
-        return json.loads(self._store.read(self.path(seq)))
+        data = self._store.read(self.path(seq))
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            place = f"{self._store.uri}/{self.path(seq)}"
+            raise CorruptArtifactError(place, f"is not JSON ({error})", "run `strata verify`") from error
 
     def newest(self) -> int:
         """Number of the newest entry, 0 for an empty log: galloping, then bisection, with HEAD requests."""

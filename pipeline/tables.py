@@ -9,6 +9,8 @@ and a reader fetches rows [a, b) by byte range, while DuckDB, Polars or Spark re
 is asserted on every file written. A file that another tool rewrote is detected by its page header and decoded.
 """
 
+import contextlib
+import contextlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +48,15 @@ GROUP_BYTES = 16 * 1024 * 1024
 BUCKETS_KEY = b"strata.buckets"
 HEADER_BYTES = 64
 """More than a page header and the level bytes' length take."""
+
+VALUE_TYPES = {
+    "factor": pa.float16(),
+    "offset": pa.float16(),
+    "row": pa.int32(),
+    "head": pa.float32(),
+    "radius": pa.float32(),
+}
+"""Types of raw-addressable numbers, those of an embedding aside: a tool that rewrites a file may widen them."""
 
 
 def fixed_width(kind: pa.DataType) -> int:
@@ -148,7 +159,7 @@ def _assert_raw_addressable(local: Path, schema: pa.Schema) -> None:
                 continue
             for chunk in _chunks(found, field):
                 file.seek(chunk.data_page_offset)
-                one_page = _is_one_page(
+                one_page = _is_one_plain_page(
                     file.read(HEADER_BYTES), chunk.total_compressed_size, chunk.num_values
                 )
                 assert one_page, f"{field.name} of {local} is not raw-addressable"  # noqa: S101  (an invariant of the writer)
@@ -190,28 +201,42 @@ def write_bucketed(
 # ------------------------------------------------------------------------------------------------ reading
 
 
+class _OwningFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow is untyped here
+    """Closes the stream that it was opened on; a plain ParquetFile leaves that to whoever opened it."""
+
+    def close(self, force: bool = True) -> None:
+        super().close(force=force)
+
+
+@contextlib.contextmanager
+def _readable(store: Store, path: str) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        problem = f"is not readable Parquet ({' '.join(str(error).split())})"
+        raise CorruptArtifactError(f"{store.uri}/{path}", problem, "run `strata verify`") from error
+
+
 def open_parquet(store: Store, path: str) -> pq.ParquetFile:
     """Open a Parquet file of ours; CorruptArtifactError where it cannot be read."""
-    try:
-        return pq.ParquetFile(store.open_input(path), pre_buffer=False)
-    except (pa.ArrowInvalid, OSError) as error:
-        place = f"{store.uri}/{path}"
-        raise CorruptArtifactError(
-            place, f"is not readable Parquet ({error})", "run `strata verify`"
-        ) from error
+    with _readable(store, path):
+        return _OwningFile(store.open_input(path), pre_buffer=False)
 
 
 def read_columns(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
     """Columns of a whole file."""
-    with open_parquet(store, path) as file:
+    with open_parquet(store, path) as file, _readable(store, path):
         return file.read(columns=list(columns) if columns is not None else None, use_threads=False)
 
 
 def read_bucket(store: Store, path: str, bucket: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Rows of one bucket of a file that `write_bucketed` wrote."""
-    with open_parquet(store, path) as file:
-        names = json.loads(file.metadata.metadata[BUCKETS_KEY])
-        groups = [i for i, name in enumerate(names) if name == bucket]
+    with open_parquet(store, path) as file, _readable(store, path):
+        footer = file.metadata.metadata or {}
+        if BUCKETS_KEY not in footer:
+            problem = "expected a file cut into buckets, found none in the footer"
+            raise CorruptArtifactError(f"{store.uri}/{path}", problem, "run `strata verify`")
+        groups = [i for i, name in enumerate(json.loads(footer[BUCKETS_KEY])) if name == bucket]
         return file.read_row_groups(
             groups, columns=list(columns) if columns is not None else None, use_threads=False
         )
@@ -238,10 +263,11 @@ class RawFile:
         self._ref = ref
         with open_parquet(store, ref.path) as file:
             metadata, schema = file.metadata, file.schema_arrow
+            widths = {name: _width(file, schema.field(name)) for name in columns}
         sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        self._fields = {name: schema.field(name) for name in columns}
-        self._raw = {name: self._locate(metadata, schema.field(name)) for name in columns}
+        self._kinds = {name: _stored_kind(name, schema) for name in columns}
+        self._raw = {name: self._locate(metadata, schema.field(name), widths[name]) for name in columns}
         self.bytes_read = 0
         self.requests = 0
 
@@ -265,7 +291,10 @@ class RawFile:
         self.requests += fetched.requests
         chunks = iter(fetched.chunks)
         joined = [b"".join(next(chunks) for _ in span) for span in pieces]
-        return [np.frombuffer(data, np.uint8).reshape(-1, raw.width) for data in joined]
+        return [
+            np.frombuffer(data, np.uint8).reshape(stop - start, raw.width)
+            for data, (start, stop) in zip(joined, spans, strict=True)
+        ]
 
     def read_all(self, column: str) -> NDArray[np.uint8]:
         """All values of a column, as (rows, width) bytes."""
@@ -279,9 +308,11 @@ class RawFile:
             yield base + (start - first) * raw.width, base + (end - first) * raw.width
             start, group = end, group + 1
 
-    def _locate(self, metadata: pq.FileMetaData, field: pa.Field) -> _RawColumn:
-        width = fixed_width(field.type)
+    def _locate(self, metadata: pq.FileMetaData, field: pa.Field, width: int) -> _RawColumn:
         chunks = _chunks(metadata, field)
+        # A type of no fixed width holds no run of values to point into.
+        if not _is_fixed_width(field.type) or fixed_width(self._kinds[field.name]) != fixed_width(field.type):
+            return _RawColumn(width, np.full(len(chunks), -1, dtype=np.int64))
         headers = self._store.read_ranges(
             self._ref.path,
             [
@@ -291,39 +322,79 @@ class RawFile:
         )
         offsets = [
             c.data_page_offset + c.total_compressed_size - metadata.row_group(g).num_rows * width
-            if _is_plain(c) and _is_one_page(headers.chunks[g], c.total_compressed_size, c.num_values)
+            if _is_contiguous(headers.chunks[g], c, metadata.row_group(g).num_rows, field)
             else -1
             for g, c in enumerate(chunks)
         ]
         return _RawColumn(width, np.array(offsets, dtype=np.int64))
 
     def _decode(self, column: str, spans: Sequence[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-        width = self._raw[column].width
         found = []
-        with open_parquet(self._store, self._ref.path) as file:
+        with open_parquet(self._store, self._ref.path) as file, _readable(self._store, self._ref.path):
             for start, stop in spans:
                 first = int(np.searchsorted(self._starts, start, side="right")) - 1
                 last = max(first, int(np.searchsorted(self._starts, stop, side="left")) - 1)
-                table = file.read_row_groups(
-                    list(range(first, last + 1)), columns=[column], use_threads=False
-                )
+                groups = list(range(first, min(last + 1, file.metadata.num_row_groups)))
+                chunks = _chunks(file.metadata, file.schema_arrow.field(column))
+                table = file.read_row_groups(groups, columns=[column], use_threads=False)
                 array = table.column(0).combine_chunks().slice(start - int(self._starts[first]), stop - start)
-                found.append(_bytes_of(array, width))
+                found.append(_bytes_of(array, self._kinds[column], self._raw[column].width))
                 self.requests += 1
-                self.bytes_read += sum(
-                    _chunk_bytes(file.metadata, g, self._fields[column]) for g in range(first, last + 1)
-                )
+                self.bytes_read += sum(int(chunks[g].total_compressed_size) for g in groups)
         return found
 
 
-def _bytes_of(array: pa.Array, width: int) -> NDArray[np.uint8]:
-    if pa.types.is_fixed_size_list(array.type):
-        values = array.flatten().to_numpy(zero_copy_only=False)
-    elif pa.types.is_fixed_size_binary(array.type):
+def _is_fixed_width(kind: pa.DataType) -> bool:
+    if pa.types.is_fixed_size_list(kind):
+        return _is_fixed_width(kind.value_type)
+    return bool(
+        pa.types.is_fixed_size_binary(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    )
+
+
+def _stored_kind(name: str, schema: pa.Schema) -> pa.DataType:
+    """Type of a column as we write it: of its elements for vectors, a tool that rewrites a file may have widened it."""
+    kind = VALUE_TYPES.get(name, schema.field(name).type)
+    if name == "embedding":
+        kind = pa.float32() if "text_hash" in schema.names else pa.float16()
+    found = schema.field(name).type
+    return pa.list_(kind, found.list_size) if pa.types.is_fixed_size_list(found) else kind
+
+
+def _width(file: pq.ParquetFile, field: pa.Field) -> int:
+    """Bytes of one value as we write it; where the type does not tell, the first row does."""
+    kind = _stored_kind(field.name, file.schema_arrow)
+    if not pa.types.is_list(field.type) and not pa.types.is_large_list(field.type) and _is_fixed_width(kind):
+        return fixed_width(kind)
+    first = next(file.iter_batches(1, columns=[field.name], use_threads=False), None)
+    if first is None or first.num_rows == 0:
+        return 0
+    values = len(first.column(0)[0].as_py())
+    return values * fixed_width(kind) if _is_fixed_width(kind) else values
+
+
+def _bytes_of(array: pa.Array, kind: pa.DataType, width: int) -> NDArray[np.uint8]:
+    if _is_binary(array.type):
         values = np.frombuffer(b"".join(array.to_pylist()), np.uint8)
     else:
-        values = array.to_numpy(zero_copy_only=False)
+        flat = array.flatten() if _is_list(array.type) else array
+        value = kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+        values = flat.to_numpy(zero_copy_only=False).astype(value.to_pandas_dtype(), copy=False)
     return np.ascontiguousarray(values).view(np.uint8).reshape(len(array), width)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    types = pa.types
+    return bool(
+        types.is_fixed_size_binary(kind)
+        or types.is_binary(kind)
+        or types.is_large_binary(kind)
+        or types.is_binary_view(kind)
+    )
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _chunks(metadata: pq.FileMetaData, field: pa.Field) -> list[pq.ColumnChunkMetaData]:
@@ -332,16 +403,18 @@ def _chunks(metadata: pq.FileMetaData, field: pa.Field) -> list[pq.ColumnChunkMe
     return [metadata.row_group(g).column(column) for g in range(metadata.num_row_groups)]
 
 
-def _chunk_bytes(metadata: pq.FileMetaData, group: int, field: pa.Field) -> int:
-    return int(_chunks(metadata, field)[group].total_compressed_size)
+def _is_contiguous(header: bytes, chunk: pq.ColumnChunkMetaData, rows: int, field: pa.Field) -> bool:
+    """Whether the values of a chunk are one run at its end: one PLAIN page, not compressed, nothing null."""
+    per_row = field.type.list_size if pa.types.is_fixed_size_list(field.type) else 1
+    if chunk.compression != "UNCOMPRESSED" or chunk.has_dictionary_page or chunk.num_values != rows * per_row:
+        return False
+    required = not field.nullable and (per_row == 1 or not field.type.value_field.nullable)
+    no_nulls = required or (chunk.statistics is not None and chunk.statistics.null_count == 0)
+    return no_nulls and _is_one_plain_page(header, chunk.total_compressed_size, chunk.num_values)
 
 
-def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
-    return chunk.compression == "UNCOMPRESSED" and not chunk.has_dictionary_page
-
-
-def _is_one_page(header: bytes, chunk_bytes: int, chunk_values: int) -> bool:
-    """Whether the first page of a chunk is its only one: its value count and size are the chunk's (Thrift compact)."""
+def _is_one_plain_page(header: bytes, chunk_bytes: int, chunk_values: int) -> bool:
+    """Whether the first page of a chunk is its only one, PLAIN, and holds as many values (Thrift compact)."""
     stream = io.BytesIO(header)
     sizes: dict[int, int] = {}
     field_no = 0
@@ -351,17 +424,22 @@ def _is_one_page(header: bytes, chunk_bytes: int, chunk_values: int) -> bool:
             sizes[field_no] = _zigzag(stream)
         data_page, values_field = stream.tell(), stream.read(1)[0]
         num_values = _zigzag(stream)
+        encoding_field, encoding = stream.read(1)[0], _zigzag(stream)
     except IndexError:
         return False
     is_data_page_v1 = (
-        sizes.get(1) == 0 and field_no + (head >> 4) == DATA_PAGE_FIELD and values_field == I32_FIELD | 0x10
+        sizes.get(1) == 0 and field_no + (head >> 4) == DATA_PAGE_FIELD and values_field == NEXT_I32
     )
+    is_plain = encoding_field == NEXT_I32 and encoding == 0
     end_of_header = chunk_bytes - sizes.get(3, -1)
-    return is_data_page_v1 and num_values == chunk_values and data_page < end_of_header <= HEADER_BYTES
+    is_whole = num_values == chunk_values and data_page < end_of_header <= HEADER_BYTES
+    return is_data_page_v1 and is_plain and is_whole
 
 
 I32_FIELD = 5
 """Type of a 32-bit field in Thrift's compact protocol."""
+NEXT_I32 = 0x10 | I32_FIELD
+"""Header of a 32-bit field that follows the one before by number."""
 DATA_PAGE_FIELD = 5
 """Number of data_page_header in Parquet's PageHeader."""
 

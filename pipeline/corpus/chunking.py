@@ -45,7 +45,9 @@ def make_splitter(chunk: ChunkConfig, tokenizer_json: bytes) -> TextSplitter:
     except Exception as error:
         # The Rust library raises plain Exception; `from` keeps a programming error in view.
         problem = f"is not a Hugging Face tokenizer ({error})"
-        raise CorruptArtifactError("tokenizer.json", problem, "use an encoder with a fast tokenizer") from error
+        raise CorruptArtifactError(
+            "tokenizer.json", problem, "use an encoder with a fast tokenizer"
+        ) from error
 
 
 def chunk_texts(texts: Sequence[str], splitter: TextSplitter) -> Chunks:
@@ -58,7 +60,10 @@ def chunk_texts(texts: Sequence[str], splitter: TextSplitter) -> Chunks:
     Returns:
         At least one chunk per text. A chunk is a span of its text; together they hold all but white space at borders.
     """
-    pieces = [found if len(found) > 1 else [text] for text, found in zip(texts, splitter.chunk_all(texts), strict=True)]
+    pieces = [
+        found if len(found) > 1 else [text]
+        for text, found in zip(texts, splitter.chunk_all(texts), strict=True)
+    ]
     counts = np.array([len(found) for found in pieces], dtype=np.int64)
     ends = np.cumsum(counts)
     rows = np.repeat(np.arange(len(pieces), dtype=np.int64), counts)

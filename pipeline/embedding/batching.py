@@ -8,6 +8,7 @@ Measured on two cores of an AVX-512 server (torch 2.13, MiniLM, padded lengths 1
 for 1 … 256 rows, other companions, other places in the batch, 1 or 2 threads, in float32 and in bfloat16.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,15 +28,20 @@ class Batch:
     """Places of the texts in the input."""
     length: int
     """Tokens of each text, padding counted."""
+    size: int
+    """Rows of its matrices; those beyond `rows` repeat the first text."""
 
 
-def plan_batches(lengths: NDArray[np.int64], *, longest: int | None, batch_tokens: int) -> Iterator[Batch]:
+def plan_batches(
+    lengths: NDArray[np.int64], *, longest: int | None, batch_tokens: int, whole: bool = False
+) -> Iterator[Batch]:
     """Group texts by padded length, longest first.
 
     Args:
         lengths: (n,) tokens of each text.
         longest: Positions that the model has: no padding beyond; None: no limit.
         batch_tokens: Most tokens of one batch, padding counted; a batch has at least one text.
+        whole: Give all batches of one length the same number of rows, for processors whose kernels depend on it.
     """
     padded = np.maximum(1, -(-lengths // BUCKET_TOKENS)) * BUCKET_TOKENS
     if longest is not None:
@@ -43,11 +49,12 @@ def plan_batches(lengths: NDArray[np.int64], *, longest: int | None, batch_token
     keys = padded * 2 + (padded == lengths)
     order = np.argsort(-keys, kind="stable")
     starts = np.flatnonzero(np.diff(keys[order], prepend=-1))
-    for first, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+    for first, stop in itertools.pairwise([*starts, len(order)]):
         length = int(padded[order[first]])
         size = max(1, batch_tokens // length)
         for start in range(first, stop, size):
-            yield Batch(order[start : min(start + size, stop)], length)
+            rows = order[start : min(start + size, stop)]
+            yield Batch(rows, length, size if whole else len(rows))
 
 
 def pad_features(
@@ -66,14 +73,15 @@ def pad_features(
         left: Pad in front, for models that read the last position.
 
     Returns:
-        By feature, (rows, length) int64.
+        By feature, (batch.size, batch.length) int64.
     """
     features = {}
     for key, values in encodings.items():
-        matrix = np.full((len(batch.rows), batch.length), fill.get(key, 0), dtype=np.int64)
+        matrix = np.full((batch.size, batch.length), fill.get(key, 0), dtype=np.int64)
         for place, row in enumerate(batch.rows):
             count = len(values[row])
             start = batch.length - count if left else 0
             matrix[place, start : start + count] = values[row]
+        matrix[len(batch.rows) :] = matrix[0]
         features[key] = matrix
     return features

@@ -47,11 +47,11 @@ class HashingEncoder:
         self.identity: EncoderIdentity = hashing_identity(config, self._dims, name=name)
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """n texts to (n, d) float32 of unit length."""
+        """Turn n texts into (n, d) float32 of unit length."""
         return self._encode([self._config.document_prompt + text for text in texts])
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """n queries to (n, d) float32 of unit length."""
+        """Turn n queries into (n, d) float32 of unit length."""
         return self._encode([self._config.query_prompt + text for text in texts])
 
     def num_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:

@@ -61,11 +61,15 @@ def tokenizer_file(config: EncoderConfig, folder: Path) -> Path:
     """
     path = folder / str(read_modules(folder)[0]["path"]) / "tokenizer.json"
     if not path.is_file():
-        raise ConfigError(config.model, "has no tokenizer.json", "use a model with a fast tokenizer to cut documents")
+        raise ConfigError(
+            config.model, "has no tokenizer.json", "use a model with a fast tokenizer to cut documents"
+        )
     return path
 
 
-def _locate(source: str, *, trust_remote_code: bool, storage: StorageConfig | None, cache: Path | None) -> Path:
+def _locate(
+    source: str, *, trust_remote_code: bool, storage: StorageConfig | None, cache: Path | None
+) -> Path:
     kind, colon, rest = source.partition(":")
     match kind:
         case "package" if rest:
@@ -115,9 +119,13 @@ def _from_hub(rest: str, *, with_code: bool) -> Path:
     patterns, unused = [f"*{s}" for s in suffixes], [f"{name}/*" for name in UNUSED_FOLDERS]
     try:
         with quiet_hub():
-            found = snapshot_download(repo, revision=revision, allow_patterns=patterns, ignore_patterns=unused)
+            found = snapshot_download(
+                repo, revision=revision, allow_patterns=patterns, ignore_patterns=unused
+            )
     except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ConfigError(f"model: hf:{rest}", _first_line(error), "check repository, revision, access") from error
+        raise ConfigError(
+            f"model: hf:{rest}", _first_line(error), "check repository, revision, access"
+        ) from error
     except (OSError, RuntimeError) as error:
         remedy = "try again, or fetch the model elsewhere and use path:<folder>"
         raise StorageUnavailableError(f"model: hf:{rest}", _first_line(error), remedy) from error
@@ -127,7 +135,11 @@ def _from_hub(rest: str, *, with_code: bool) -> Path:
 @contextlib.contextmanager
 def quiet_hub() -> Iterator[None]:
     """No progress bars of the hub client inside; as it was outside."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     before = are_progress_bars_disabled()
     disable_progress_bars()
@@ -144,7 +156,9 @@ def _first_line(error: Exception) -> str:
 
 def _from_store(source: str, store: Store, cache: Path, *, with_code: bool) -> Path:
     """Download a prefix once per content: the folder is keyed by paths, sizes and etags."""
-    suffixes = (*MODEL_SUFFIXES, ".py", *PICKLED_SUFFIXES) if with_code else (*MODEL_SUFFIXES, *PICKLED_SUFFIXES)
+    suffixes = (
+        (*MODEL_SUFFIXES, ".py", *PICKLED_SUFFIXES) if with_code else (*MODEL_SUFFIXES, *PICKLED_SUFFIXES)
+    )
     wanted = [item for item in store.list("") if Path(item.path).suffix in suffixes]
     if not wanted:
         raise ConfigError(f"model: {source}", "holds no files of a model", "mend the prefix")

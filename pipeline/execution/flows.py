@@ -34,7 +34,6 @@ from pipeline.corpus import (
     count_changes,
     merge_documents,
     plan_corpus,
-    read_dead_letters,
     read_shard,
 )
 from pipeline.embedding.stage import Cache, encode_unit, open_cache, plan_units, store_given
@@ -149,8 +148,8 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
     claim_root(store, config.corpus)
     started_at = read_alias(store)
     plan = plan_corpus(config.corpus, config.storage)
-    check_fits(estimate(plan, config), config)
     encoder = encoder_in_force(store, config, plan)
+    check_fits(estimate(plan, config, dims=encoder.dims, cpus=1), config)
     inputs = _inputs_key(config, plan, encoder)
     current = read_release(store, started_at.release) if started_at is not None else None
     if current is not None and current.summary.get("inputs") == inputs and files_are_there(store, current):
@@ -300,9 +299,7 @@ def _read_documents(this: _Run, plan: Plan, encoder: EncoderInForce, cache: Cach
     letters = [
         output.files["dead_letters"] for output in [*shards, *merged] if "dead_letters" in output.files
     ]
-    check_error_budget(
-        plan.rows, sum(ref.rows for ref in letters), config.corpus, read_dead_letters(this.store, letters)
-    )
+    _check_budget(this, plan, letters)
     return _Documents(
         files=tuple(output.files["documents"] for output in merged),
         texts=tuple(output.files["texts"] for output in merged),
@@ -321,9 +318,13 @@ def _within_budget(this: _Run, tasks: Sequence[Task], plan: Plan) -> list[StageO
         found[place] = done.output
         if "dead_letters" in done.output.files:
             letters.append(done.output.files["dead_letters"])
-            bad = sum(ref.rows for ref in letters)
-            check_error_budget(plan.rows, bad, this.config.corpus, read_dead_letters(this.store, letters))
+            _check_budget(this, plan, letters)
     return [found[place] for place in range(len(tasks))]
+
+
+def _check_budget(this: _Run, plan: Plan, letters: Sequence[FileRef]) -> None:
+    bad = sum(ref.rows for ref in letters)
+    check_error_budget(this.store, this.config.corpus, rows=plan.rows, bad_rows=bad, dead_letters=letters)
 
 
 def _embed(this: _Run, documents: _Documents, encoder: EncoderInForce, cache: Cache) -> int:
@@ -407,6 +408,7 @@ def _build(
         corpus=config.corpus.identity,
         plan=plan.fingerprint,
         encoder=encoder.identity,
+        encoder_settings=encoder.settings,
         dims=encoder.dims,
         attributes=plan.attributes,
         documents=documents.files,
@@ -547,7 +549,7 @@ def _query_vectors(this: _Run, queries: Queries, encoder: EncoderInForce) -> NDA
         return queries.vectors / np.linalg.norm(queries.vectors, axis=1, keepdims=True)
     inputs = {"texts": queries.texts, "encoder": encoder.fingerprint}
     task = Task("queries", inputs, partial(encode_query_texts, texts=queries.texts or ()))
-    output = this.outputs("judge", [task], encoder=encoder.required())[0]
+    output = this.outputs("judge", [task], encoder=encoder)[0]
     return read_query_vectors(this.store, output.files["queries"])
 
 

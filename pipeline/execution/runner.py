@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig
-from pipeline.embedding.encoder import TextEncoder, load_encoder
+from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
+from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
 from pipeline.errors import ConfigError, PipelineError, TransientError
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
@@ -26,9 +26,11 @@ THREADS_PER_TASK = 1
 class EncoderSpec:
     """How a worker loads the encoder in force."""
 
+    name: str
     config: EncoderConfig
-    dtype: str
+    dtype: Dtype
     embedding: EmbeddingConfig
+    storage: StorageConfig
 
 
 class Runner(Protocol):
@@ -47,6 +49,8 @@ def _load(spec: EncoderSpec, device: str | None) -> TextEncoder:
     return load_encoder(
         spec.config,
         dtype=spec.dtype,
+        name=spec.name,
+        storage=spec.storage,
         batch_tokens=spec.embedding.batch_tokens,
         device=device,
         threads=spec.embedding.threads_per_actor,

@@ -128,6 +128,6 @@ def example_searches(config: Config, *, k: int = 3) -> list[ExampleHits]:
 
 def _texts(store: Store, manifest: IndexManifest, doc_ids: list[str]) -> dict[str, str]:
     """Text of each document; its first chunk where it was cut."""
-    table = documents_by_id(store, manifest.documents, manifest.document_buckets, doc_ids)
-    rows = sorted(table.select(["doc_id", "chunk_no", "text"]).to_pylist(), key=lambda row: -row["chunk_no"])
+    table = documents_by_id(store, manifest.documents, doc_ids, ["doc_id", "chunk_no", "text"])
+    rows = sorted(table.to_pylist(), key=lambda row: -row["chunk_no"])
     return {row["doc_id"]: row["text"] or "" for row in rows}

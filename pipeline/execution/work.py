@@ -23,7 +23,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import MissingFileError
 from pipeline.storage import Log, Store, canonical_json, open_store
 
-__all__ = ["Done", "StoreSpec", "Task", "perform"]
+__all__ = ["Done", "StoreSpec", "Task", "perform", "versions"]
 
 BYTE_SHAPING = ("numpy", "pyarrow", "faiss-cpu", "torch", "sentence-transformers", "semantic-text-splitter")
 """Libraries whose version can change the bytes of an artifact."""
@@ -62,7 +62,7 @@ class Task:
             "format": FORMAT_VERSION,
             "stage": self.stage,
             "inputs": _plain(self.inputs),
-            "versions": _versions(),
+            "versions": versions(),
         }
         return hashlib.sha256(canonical_json(identity)).hexdigest()[:40]
 
@@ -80,7 +80,8 @@ class Done:
 
 
 @functools.cache
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Installed versions of the libraries that shape bytes."""
     return {name: version(name) for name in BYTE_SHAPING}
 
 

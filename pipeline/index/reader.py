@@ -26,13 +26,14 @@ from pipeline.artifacts import (
     arrow_schema,
 )
 from pipeline.binarization import Binarizer, rotate_queries, score
-from pipeline.config import StorageConfig
-from pipeline.errors import CorruptArtifactError, MissingFileError
+from pipeline.config import EncoderConfig, StorageConfig
+from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError
 from pipeline.filters import Filter, evaluate, parse_filter
 from pipeline.index.scoring import Candidates, best_documents, best_rows, groups_of_lists, spans_of
 from pipeline.index.stage import load_binarizer
 from pipeline.partitioning import route
 from pipeline.postings import head_distances, select_probes
+from pipeline.spaces import EncoderIdentity, check_same_space
 from pipeline.storage import Log, Store, open_store
 from pipeline.tables import RawFile, open_parquet, read_columns
 
@@ -40,8 +41,9 @@ __all__ = ["Hit", "IndexReader", "QueryEncoder", "Release", "SearchResult", "Sea
 
 QUERY_BLOCK = 256
 """Queries searched together; bounds the memory of their candidates."""
-SCAN_FACTOR = 4
-"""Passing rows, in units of the re-rank depth, up to which a filtered query scores them all exactly."""
+FILTERED_DEPTHS = 10
+"""Passing rows that a filtered query scans at least, in units of the re-rank depth: a selective filter moves the nearest
+matches away from the nearest lists. Where no more than that pass, all of them are scored exactly."""
 EXACT_BLOCK_ROWS = 8192
 
 
@@ -328,7 +330,7 @@ class _Block:
         passing = [part.rows_by_list(self._where) for part in self._partitions]
         total = sum(int(counts.sum()) for counts in passing)
         depth = max(rerank, self._k)
-        if self._where is not None and total <= SCAN_FACTOR * depth:
+        if self._where is not None and total <= FILTERED_DEPTHS * depth:
             return self.exact()
         while True:
             found = self._candidates(passing, probes, depth)
@@ -370,7 +372,8 @@ class _Block:
             [head_distances(self._queries, part.heads) for part in self._partitions], axis=1
         )
         pooled = np.concatenate(passing)
-        probed = [select_probes(row, pooled, probes=probes, min_rows=depth) for row in distances]
+        min_rows = depth if self._where is None else FILTERED_DEPTHS * depth
+        probed = [select_probes(row, pooled, probes=probes, min_rows=min_rows) for row in distances]
         self._probed += sum(map(len, probed))
         gathered: list[list[Candidates]] = [[] for _ in self._queries]
         first = 0
@@ -528,10 +531,27 @@ class Release:
 
     def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         if self._encoder is None:
-            from pipeline.embedding.encoder import load_query_encoder
-
-            self._encoder = load_query_encoder(self.reader.manifest.encoder)
+            self._encoder = self._load_encoder()
         return self._encoder.encode_queries(texts)
+
+    def _load_encoder(self) -> QueryEncoder:
+        """The encoder that the index was built with, checked against its fingerprint."""
+        from pipeline.embedding.encoder import load_encoder
+
+        built_with = EncoderIdentity.model_validate(self.reader.manifest.encoder)
+        settings = self.reader.manifest.encoder_settings
+        if settings is None:
+            raise ConfigError(
+                f"release {self.number}",
+                "was built from ready-made vectors",
+                "search with vectors, or pass an encoder",
+            )
+        encoder = load_encoder(
+            EncoderConfig.model_validate(settings), dtype=built_with.dtype, name=built_with.name
+        )
+        if built_with.model != "given":
+            check_same_space(built_with, encoder.identity, place=f"release {self.number}")
+        return encoder
 
 
 def open_release(

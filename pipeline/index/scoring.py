@@ -62,7 +62,7 @@ def groups_of_lists(
     Yields:
         (lists, queries): int64 arrays; every pair of them is probed; lists rise within a group.
     """
-    if not probed:
+    if not any(map(len, probed)):
         return
     queries = np.repeat(np.arange(len(probed)), [len(lists) for lists in probed])
     lists = np.concatenate(probed)

@@ -19,10 +19,12 @@ from pipeline.errors import ConfigError, CorruptArtifactError, IncompatibleModel
 from pipeline.storage import canonical_json, sha256_of_file
 
 __all__ = [
+    "GIVEN_MODEL",
     "MODEL_SUFFIXES",
     "EncoderIdentity",
     "check_same_space",
     "given_identity",
+    "has_transformer",
     "hashing_identity",
     "identify_folder",
     "model_files",
@@ -34,6 +36,9 @@ ENCODING_VERSION = 1
 
 MODEL_SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 """Files that a model is made of: weights, configurations, vocabularies, tokenizers."""
+
+GIVEN_MODEL = "given"
+"""Model source of ready-made vectors."""
 
 UNUSED_NAMES = frozenset({"data_config.json", "requirements.txt", "eval_results.json"})
 """Records of the training that many model folders carry; no vector depends on them."""
@@ -64,6 +69,10 @@ class EncoderIdentity(BaseModel):
     """Number format that the transformer computed in; the vectors themselves are float32."""
     max_tokens: int | None
     """Tokens after which a text is cut; None: no limit."""
+    query_prompt: str = ""
+    """Put in front of every query."""
+    document_prompt: str = ""
+    """Put in front of every document."""
 
     def same_space(self, other: "EncoderIdentity") -> bool:
         """Whether vectors of the two may be compared."""
@@ -103,7 +112,7 @@ def identify_folder(
         config: Prompts and token limit.
         folder: The model's folder.
         name: Name of the encoder in the configuration.
-        dtype: What the transformer computes in, as decided.
+        dtype: What the transformer computes in, as decided; a model without one computes in float32.
         query_folder: Folder of the separate query encoder, if there is one.
 
     Raises:
@@ -111,6 +120,7 @@ def identify_folder(
         CorruptArtifactError: A file of the model cannot be parsed.
     """
     dims, max_tokens = _dims(folder), _token_limit(config, folder)
+    dtype = dtype if has_transformer(folder) else "float32"
     content: dict[str, Any] = {
         **_settings(config, max_tokens),
         "dtype": dtype,
@@ -128,6 +138,8 @@ def identify_folder(
         dims=dims,
         dtype=dtype,
         max_tokens=max_tokens,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
     )
 
 
@@ -136,7 +148,7 @@ def given_identity(name: str, dims: int) -> EncoderIdentity:
     return EncoderIdentity(
         fingerprint=_digest({"given": name, "dims": dims}),
         name=name,
-        model="given",
+        model=GIVEN_MODEL,
         dims=dims,
         dtype="float32",
         max_tokens=None,
@@ -152,6 +164,8 @@ def hashing_identity(config: EncoderConfig, dims: int, *, name: str) -> EncoderI
         dims=dims,
         dtype="float32",
         max_tokens=config.max_tokens,
+        query_prompt=config.query_prompt,
+        document_prompt=config.document_prompt,
     )
 
 
@@ -181,9 +195,18 @@ def read_modules(folder: Path) -> list[dict[str, Any]]:
         remedy = "name the folder of a sentence-transformers model"
         raise ConfigError(str(folder), "holds no modules.json", remedy)
     modules = _read_json(folder / "modules.json")
-    if not isinstance(modules, list) or not all(isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules):
-        raise CorruptArtifactError(str(folder / "modules.json"), "is not a list of modules", "fetch the model again")
+    if not isinstance(modules, list) or not all(
+        isinstance(m, dict) and {"type", "path"} <= m.keys() for m in modules
+    ):
+        raise CorruptArtifactError(
+            str(folder / "modules.json"), "is not a list of modules", "fetch the model again"
+        )
     return modules
+
+
+def has_transformer(folder: Path) -> bool:
+    """Whether a number format can be chosen; models without a transformer compute in float32."""
+    return not str(read_modules(folder)[0]["type"]).endswith(".StaticEmbedding")
 
 
 def _settings(config: EncoderConfig, max_tokens: int | None) -> dict[str, Any]:
@@ -209,7 +232,9 @@ def _file_hashes(folder: Path, *, with_code: bool) -> dict[str, str]:
 def _check_query_dims(config: EncoderConfig, dims: int, query_dims: int) -> None:
     if query_dims != dims:
         problem = f"expected {dims} dimensions as `{config.model}` has, found {query_dims}"
-        raise ConfigError(f"query_model: {config.query_model}", problem, "name an encoder that shares the space")
+        raise ConfigError(
+            f"query_model: {config.query_model}", problem, "name an encoder that shares the space"
+        )
 
 
 def _token_limit(config: EncoderConfig, folder: Path) -> int | None:
@@ -227,7 +252,10 @@ def _own_limit(folder: Path) -> int | None:
             return int(limit)
     limits = [
         _read_json(root / file).get(key) or NO_LIMIT
-        for file, key in (("tokenizer_config.json", "model_max_length"), ("config.json", "max_position_embeddings"))
+        for file, key in (
+            ("tokenizer_config.json", "model_max_length"),
+            ("config.json", "max_position_embeddings"),
+        )
         if (root / file).is_file()
     ]
     limit = min((n for n in limits if n > 0), default=NO_LIMIT)
@@ -236,7 +264,9 @@ def _own_limit(folder: Path) -> int | None:
 
 def _dims(folder: Path) -> int:
     """Width of the model's vectors: what the last module that sets one says."""
-    widths = [_module_dims(folder / str(module["path"]), str(module["type"])) for module in read_modules(folder)]
+    widths = [
+        _module_dims(folder / str(module["path"]), str(module["type"])) for module in read_modules(folder)
+    ]
     known = [width for width in widths if width is not None]
     if not known:
         raise ConfigError(str(folder), "no module states the width of its vectors", "use another model")
@@ -279,7 +309,9 @@ def _read_json(path: Path) -> Any:
     try:
         return _parse(path, path.read_bytes())
     except OSError as error:
-        raise CorruptArtifactError(str(path), f"cannot be read ({error.strerror})", "fetch the model again") from error
+        raise CorruptArtifactError(
+            str(path), f"cannot be read ({error.strerror})", "fetch the model again"
+        ) from error
 
 
 def _parse(path: Path, text: bytes) -> Any:

@@ -1,0 +1,158 @@
+"""One shard of the corpus as checked batches: the rows it holds, typed, apart from the rows to set aside.
+
+Parquet goes the way of whole columns (`columns`), JSONL the way of single rows (`rules`). Nothing is written here.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import Plan, ShardSpec, SourceFile
+from pipeline.config import CorpusConfig
+from pipeline.corpus.columns import CheckedBatch, check_columns, unit_rows, valid_schema
+from pipeline.corpus.jsonl import line_blocks, numbered_lines, parse_line
+from pipeline.corpus.rules import BadRow, BadRowError, CheckedRow, RowSpec, check_row
+from pipeline.corpus.sources import RangeInput, read_pieces
+from pipeline.errors import CorruptArtifactError, DataError
+from pipeline.storage import Store
+
+__all__ = ["check_lines", "open_source", "read_batches", "row_spec"]
+
+BATCH_ROWS = 4096
+"""Rows decoded at once: enough that a batch's fixed costs vanish, few enough that long texts fit."""
+
+
+def row_spec(plan: Plan, config: CorpusConfig) -> RowSpec:
+    """Which column means what, with the types and the width that the plan found."""
+    return RowSpec(
+        id=config.id,
+        text=config.text,
+        separator=config.separator,
+        attributes=plan.attributes,
+        embedding=config.embedding,
+        dims=plan.embedding_dims,
+    )
+
+
+def read_batches(source: Store, plan: Plan, shard: ShardSpec, config: CorpusConfig) -> Iterator[CheckedBatch]:
+    """Read and check one shard, in the order of the file.
+
+    Args:
+        source: The corpus folder.
+        plan: The frozen plan.
+        shard: One of the plan's shards.
+        config: The corpus section that the plan was made with.
+
+    Raises:
+        DataError: The file is not the one that was planned.
+        CorruptArtifactError: Its bytes cannot be decoded.
+    """
+    file = plan.files[shard.file_no]
+    _check_unchanged(source, file)
+    spec = row_spec(plan, config)
+    if plan.format == "parquet":
+        return _read_parquet(source, file, shard, spec)
+    return _read_jsonl(source, file, shard, spec)
+
+
+def open_source(source: Store, path: str, size: int) -> pq.ParquetFile:
+    """Open a Parquet file of the corpus.
+
+    Raises:
+        CorruptArtifactError: It has no valid footer.
+    """
+    try:
+        return pq.ParquetFile(RangeInput(source, path, size), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise _corrupt(source, path, error) from error
+
+
+def check_lines(spec: RowSpec, lines: Iterable[tuple[int, bytes]]) -> CheckedBatch:
+    """Check JSONL rows one by one.
+
+    Args:
+        spec: Which column means what.
+        lines: (line number, line) of each row.
+    """
+    rows: list[int] = []
+    good: list[CheckedRow] = []
+    bad: list[BadRow] = []
+    for line_no, line in lines:
+        try:
+            good.append(check_row(spec, parse_line(line)))
+            rows.append(line_no)
+        except BadRowError as error:
+            bad.append(BadRow(line_no, error.doc_id, error.reason))
+    vectors = None
+    if spec.embedding is not None:
+        given = [row.vector for row in good if row.vector is not None]
+        vectors = unit_rows(np.array(given, dtype=np.float64).reshape(len(good), spec.dims or 0))
+    return CheckedBatch(
+        len(good) + len(bad), np.array(rows, dtype=np.int64), _table(spec, good), vectors, bad
+    )
+
+
+def _table(spec: RowSpec, good: list[CheckedRow]) -> pa.Table:
+    schema = valid_schema(spec)
+    values = [[row.doc_id for row in good], [row.text for row in good]]
+    values += [[row.attributes[i] for row in good] for i in range(len(spec.attributes))]
+    return pa.table([pa.array(v, f.type) for v, f in zip(values, schema, strict=True)], schema=schema)
+
+
+def _check_unchanged(source: Store, file: SourceFile) -> None:
+    found = source.head(file.path)
+    if found.size != file.size or (found.etag and found.etag != file.content):
+        place = f"{source.uri}/{file.path}"
+        raise DataError(place, "changed since it was planned", "let the corpus rest and rerun")
+
+
+def _read_jsonl(source: Store, file: SourceFile, shard: ShardSpec, spec: RowSpec) -> Iterator[CheckedBatch]:
+    pieces = read_pieces(source, file.path, shard.first_byte, shard.stop_byte)
+    lines = numbered_lines(line_blocks(pieces, f"{source.uri}/{file.path}"), shard.first_row)
+    while batch := list(islice(lines, BATCH_ROWS)):
+        yield check_lines(spec, batch)
+
+
+def _read_parquet(source: Store, file: SourceFile, shard: ShardSpec, spec: RowSpec) -> Iterator[CheckedBatch]:
+    for first_row, batch in _parquet_batches(source, file, shard, spec.columns):
+        yield check_columns(spec, {name: batch.column(name) for name in spec.columns}, first_row)
+
+
+def _parquet_batches(
+    source: Store, file: SourceFile, shard: ShardSpec, columns: tuple[str, ...]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(first row, batch) of the shard's rows, decoding only the row groups that overlap it."""
+    stop_row = shard.first_row + shard.rows
+    with open_source(source, file.path, file.size) as parquet:
+        groups, row = _overlapping_groups(parquet.metadata, shard.first_row, stop_row)
+        batches = parquet.iter_batches(
+            BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False
+        )
+        while row < stop_row:
+            try:
+                batch = next(batches)
+            except (pa.ArrowException, OSError, StopIteration) as error:
+                raise _corrupt(source, file.path, error) from error
+            skipped = max(0, shard.first_row - row)
+            if skipped < batch.num_rows:
+                yield row + skipped, batch.slice(skipped, stop_row - row - skipped)
+            row += batch.num_rows
+
+
+def _overlapping_groups(metadata: pq.FileMetaData, first_row: int, stop_row: int) -> tuple[list[int], int]:
+    """Row groups that hold some of rows [first, stop), and the row at which the first of them starts."""
+    sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+    stops = np.cumsum(sizes, dtype=np.int64)
+    starts = stops - sizes
+    groups = np.flatnonzero((stops > first_row) & (starts < stop_row))
+    return groups.tolist(), int(starts[groups[0]])
+
+
+def _corrupt(source: Store, path: str, error: Exception) -> CorruptArtifactError:
+    reason = " ".join(str(error).split()) or "it ends early"
+    return CorruptArtifactError(
+        f"{source.uri}/{path}", f"is not readable Parquet ({reason})", "copy the file again, or remove it"
+    )

@@ -1,0 +1,145 @@
+"""Which encoder is in force: found, fingerprinted, its number format decided once per root."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import cast
+
+from pipeline.artifacts import IndexManifest, Plan
+from pipeline.config import Config, EncoderConfig
+from pipeline.embedding.encoder import Dtype, TextEncoder, identify_encoder, load_encoder
+from pipeline.embedding.model_source import resolve_model, tokenizer_file
+from pipeline.embedding.precision import choose_dtype
+from pipeline.errors import ConfigError, MissingFileError
+from pipeline.execution.runner import EncoderSpec
+from pipeline.spaces import EncoderIdentity, check_same_space, given_identity
+from pipeline.storage import Store, canonical_json
+
+__all__ = ["EncoderInForce", "encoder_in_force", "query_encoder_for"]
+
+GIVEN = "given"
+"""Model of an identity whose vectors came with the corpus."""
+
+
+@dataclass(frozen=True)
+class EncoderInForce:
+    """The space of the run's vectors, and how workers load what makes them."""
+
+    space: EncoderIdentity
+    spec: EncoderSpec | None
+    """None where vectors are ready-made and no encoder is configured for text queries."""
+    tokenizer_json: bytes | None
+    """For chunking; None where nothing is cut."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the space."""
+        return self.space.fingerprint
+
+    @property
+    def dims(self) -> int:
+        """Width of the vectors."""
+        return self.space.dims
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return "ready-made vectors" if self.ready_made else f"{self.space.name} ({self.space.dtype})"
+
+    @property
+    def ready_made(self) -> bool:
+        """Whether the vectors came with the corpus."""
+        return self.space.model == GIVEN
+
+    @property
+    def tokenizer_hash(self) -> str | None:
+        """Content hash of the tokenizer that cuts documents."""
+        return hashlib.sha256(self.tokenizer_json).hexdigest() if self.tokenizer_json is not None else None
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """For the manifest."""
+        return self.space.model_dump(mode="json")
+
+    @property
+    def settings(self) -> dict[str, object] | None:
+        """For the manifest: what a reader needs to encode text queries."""
+        return self.spec.config.model_dump(mode="json") if self.spec is not None else None
+
+
+def encoder_in_force(store: Store, config: Config, plan: Plan) -> EncoderInForce:
+    """Find the encoder of a run and fingerprint it.
+
+    Raises:
+        ConfigError: The model cannot be found or may not be loaded.
+    """
+    spec = _spec(store, config, config.encoder_name) if config.encoder_name is not None else None
+    if plan.embedding_dims is not None:
+        # Whoever made the vectors knows what made them: their name is the corpus's, its column's and their width.
+        space = given_identity(f"{config.corpus.identity}:{config.corpus.embedding}", plan.embedding_dims)
+        return EncoderInForce(space, spec, None)
+    spec = spec or _spec(store, config, config.encoder_name)
+    space = identify_encoder(spec.config, dtype=spec.dtype, name=spec.name, storage=config.storage)
+    return EncoderInForce(space, spec, _tokenizer(config, spec.config))
+
+
+def _spec(store: Store, config: Config, name: str | None) -> EncoderSpec:
+    if name is None:
+        raise ConfigError("encoder", "names no encoder", "name one of `encoders`")
+    encoder = config.encoders[name]
+    return EncoderSpec(
+        name, encoder, _decided_dtype(store, config, encoder, name), config.embedding, config.storage
+    )
+
+
+def _decided_dtype(store: Store, config: Config, encoder: EncoderConfig, name: str) -> Dtype:
+    """The number format that the first run on this root decided; another processor tonight must not change it."""
+    if encoder.dtype != "auto":
+        return encoder.dtype
+    # The float32 fingerprint stands for the model itself, whatever it is going to compute in.
+    model = identify_encoder(encoder, dtype="float32", name=name, storage=config.storage).fingerprint
+    path = f"embeddings/choices/{model}.json"
+    try:
+        return cast("Dtype", json.loads(store.read(path))["dtype"])
+    except MissingFileError:
+        chosen = choose_dtype(encoder, storage=config.storage)
+        choice = {"dtype": chosen.dtype, "min_cosine": chosen.min_cosine, "mean_cosine": chosen.mean_cosine}
+        store.put_if_absent(path, canonical_json(choice))
+        return cast("Dtype", json.loads(store.read(path))["dtype"])
+
+
+def _tokenizer(config: Config, encoder: EncoderConfig) -> bytes | None:
+    if config.corpus.chunk is None:
+        return None
+    folder = resolve_model(encoder.model, trust_remote_code=encoder.trust_remote_code, storage=config.storage)
+    return tokenizer_file(encoder, folder).read_bytes()
+
+
+def query_encoder_for(config: Config, manifest: IndexManifest, name: str | None) -> TextEncoder:
+    """Load the configured encoder for text queries, if it shares the space of the index.
+
+    Args:
+        config: Names the encoders.
+        manifest: The index.
+        name: Name of an encoder; None: the one in force.
+
+    Raises:
+        ConfigError: There is no such encoder.
+        IncompatibleModelsError: It is in another space than the index; the message names both.
+    """
+    name = name or config.encoder_name
+    if name is None or name not in config.encoders:
+        known = ", ".join(sorted(config.encoders)) or "none"
+        raise ConfigError(
+            "encoder",
+            f"text queries need an encoder; {name!r} is not configured (known: {known})",
+            "configure it",
+        )
+    built_with = EncoderIdentity.model_validate(manifest.encoder)
+    settings = config.encoders[name]
+    dtype = built_with.dtype if settings.dtype == "auto" else settings.dtype
+    encoder = load_encoder(settings, dtype=dtype, name=name, storage=config.storage)
+    if built_with.model == GIVEN and encoder.identity.dims == built_with.dims:
+        return encoder
+    check_same_space(built_with, encoder.identity, place=f"encoder {name}")
+    return encoder

@@ -1,0 +1,51 @@
+"""`strata plan`: freeze the shard plan and reckon what the run will cost, with the encoder's speed measured here and now."""
+
+import os
+import time
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.corpus import plan_corpus
+from pipeline.embedding.encoder import load_encoder
+from pipeline.embedding.precision import SAMPLE_TEXTS
+from pipeline.execution.encoders import EncoderInForce, encoder_in_force
+from pipeline.execution.estimates import CONSTANTS, check_fits, estimate
+from pipeline.release import claim_root, write_plan
+from pipeline.storage import open_store
+
+__all__ = ["plan_job"]
+
+
+def plan_job(config: Config) -> dict[str, Any]:
+    """Plan a run and write the plan, nothing else of the run.
+
+    Raises:
+        ConfigError: The plan does not fit; the message names the setting to change.
+    """
+    store = open_store(config.root, config.storage)
+    claim_root(store, config.corpus)
+    plan = plan_corpus(config.corpus, config.storage)
+    encoder = encoder_in_force(store, config, plan)
+    cpus = config.ray.num_cpus or os.cpu_count() or 1
+    cost = estimate(plan, config, dims=encoder.dims, cpus=cpus, tokens_per_s=_tokens_per_s(encoder))
+    check_fits(cost, config)
+    write_plan(store, plan)
+    return {
+        "plan": plan.fingerprint,
+        "corpus": config.corpus.identity,
+        "files": len(plan.files),
+        **cost.as_dict(),
+    }
+
+
+def _tokens_per_s(encoder: EncoderInForce) -> float:
+    """Speed of the encoder on one core, on the sample texts that also decide the number format."""
+    if encoder.ready_made or encoder.spec is None:
+        return CONSTANTS.tokens_per_s
+    spec = encoder.spec
+    model = load_encoder(spec.config, dtype=spec.dtype, name=spec.name, threads=1, storage=spec.storage)
+    tokens = int(model.num_tokens(SAMPLE_TEXTS).sum())
+    model.encode_documents(SAMPLE_TEXTS)
+    start = time.perf_counter()
+    model.encode_documents(SAMPLE_TEXTS)
+    return tokens / max(time.perf_counter() - start, 1e-9)

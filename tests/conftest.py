@@ -1,0 +1,62 @@
+"""Stores and data that tests share."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from pipeline.config import StorageConfig
+from pipeline.storage import LocalStore, S3Store, Store
+
+BUCKET = "strata-tests"
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """An S3 server on a free loopback port, with made-up credentials in the environment."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)
+        patch.delenv("AWS_SESSION_TOKEN", raising=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        endpoint = f"http://{host}:{port}"
+        s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True).mkdir(BUCKET)
+        yield endpoint
+        server.stop()
+
+
+@pytest.fixture
+def s3_config(s3_endpoint: str) -> StorageConfig:
+    """Settings of the S3 server."""
+    return StorageConfig(endpoint_url=s3_endpoint)
+
+
+@pytest.fixture
+def s3_root(s3_endpoint: str) -> str:
+    """A fresh prefix on the S3 server."""
+    assert s3_endpoint
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind."""
+    if request.param == "local":
+        return LocalStore(str(tmp_path / "root"))
+    return S3Store(request.getfixturevalue("s3_root"), request.getfixturevalue("s3_config"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The corpora beside the repository."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the corpora in {folder}")
+    return folder

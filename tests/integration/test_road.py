@@ -1,0 +1,472 @@
+"""The whole road in this process: corpus → release → search, changed corpora, gates, crashes; local and on S3."""
+
+import json
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import open_release
+from pipeline.artifacts import AliasEntry
+from pipeline.errors import ErrorBudgetError, PublishConflictError, QualityGateError
+from pipeline.execution.flows import run
+from pipeline.execution.runner import InlineRunner
+from pipeline.execution.searching import search_file
+from pipeline.execution.work import StoreSpec
+from pipeline.index.reader import load_manifest
+from pipeline.release import collect, verify
+from pipeline.storage import LocalStore, Log, open_store
+
+from tests.integration.roads import (
+    Inline,
+    configured,
+    data_files,
+    rows_of,
+    run_inline,
+    settings,
+    write_jsonl,
+    write_parquet,
+)
+
+ROWS = 900
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("road")
+    write_parquet(folder / "corpus.parquet", rows_of(ROWS))
+    config = configured(folder, settings(folder / "root", folder / "corpus.parquet"))
+    return config, run_inline(config)
+
+
+def _texts(rows):
+    return [f"{row['title']} {row['text']}" for row in rows]
+
+
+def _results(root, texts, **more):
+    return [[(hit.doc_id, hit.score) for hit in hits] for hits in open_release(str(root)).search(texts, **more)]
+
+
+def _partitions(root):
+    return {path: data for path, data in data_files(open_store(str(root))).items() if path.startswith("partitions/")}
+
+
+def test_a_first_run_publishes_release_one_and_counts_everything(built):
+    _, summary = built
+    assert summary["release"] == 1
+    assert summary["documents"] == summary["added"] == summary["encoded"] == ROWS
+    assert summary["changed"] == summary["removed"] == summary["dead_letters"] == 0
+    assert summary["code_bytes"] == 16
+    assert set(summary) >= {"index_bytes_per_document", "recall_at_10", "seconds"}
+
+
+def test_a_documents_own_text_finds_it_first(built):
+    config, _ = built
+    rows = rows_of(ROWS)[:40]
+    found = _results(config.root, _texts(rows))
+    assert [hits[0][0] for hits in found] == [row["_id"] for row in rows]
+
+
+def test_a_second_run_skips_everything_and_says_so(built):
+    config, first = built
+    before = data_files(open_store(config.root))
+    second = run_inline(config)
+    assert second["skipped"] is True
+    assert (second["release"], second["encoded"], second["added"]) == (first["release"], 0, 0)
+    assert data_files(open_store(config.root)) == before
+
+
+def test_everything_a_release_names_verifies(built):
+    config, _ = built
+    assert verify(open_store(config.root), None).problems == ()
+
+
+def _changed(rows):
+    """1 % inserted at the top, 1 % edited, 1 % deleted."""
+    inserted = [{**row, "_id": f"new-{i}"} for i, row in enumerate(rows_of(9, seed=77))]
+    edited = [{**row, "text": row["text"] + " edited"} if i % 100 == 50 else row for i, row in enumerate(rows)]
+    return inserted + [row for i, row in enumerate(edited) if i % 100 != 20]
+
+
+def test_a_changed_corpus_encodes_only_what_is_new_and_answers_like_a_fresh_build(tmp_path):
+    rows = rows_of(ROWS)
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    run_inline(config)
+    write_parquet(tmp_path / "corpus.parquet", _changed(rows))
+    summary = run_inline(config)
+    assert (summary["added"], summary["changed"], summary["removed"]) == (9, 9, 9)
+    assert summary["encoded"] == 18
+    fresh = configured(tmp_path, settings(tmp_path / "fresh", tmp_path / "corpus.parquet"))
+    run_inline(fresh)
+    queries = _texts(rows[:60])
+    for more in ({}, {"filter": "year > 2010"}, {"exact": True}, {"rerank": 0}):
+        assert _results(config.root, queries, **more) == _results(fresh.root, queries, **more)
+    assert set(_partitions(fresh.root)) <= set(_partitions(config.root))
+
+
+def test_a_changed_attribute_counts_as_a_change_and_encodes_nothing(tmp_path):
+    rows = rows_of(200)
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    run_inline(config)
+    rows[3]["year"] = 1900
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    summary = run_inline(config)
+    assert (summary["changed"], summary["encoded"]) == (1, 0)
+    assert [hit.doc_id for hit in open_release(config.root).search("stone1", filter="year = 1900")[0]] == [rows[3]["_id"]]
+
+
+def test_equal_texts_are_encoded_once(tmp_path):
+    rows = rows_of(60)
+    copies = [{**row, "_id": f"copy-{i}"} for i, row in enumerate(rows)]
+    write_parquet(tmp_path / "corpus.parquet", rows + copies)
+    summary = run_inline(configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet")))
+    assert (summary["documents"], summary["encoded"]) == (120, 60)
+
+
+@pytest.mark.parametrize("shard_rows", [1000, 97])
+def test_the_index_does_not_depend_on_the_shards(built, tmp_path, shard_rows):
+    config, _ = built
+    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
+    content = settings(tmp_path / "root", tmp_path / "corpus.parquet")
+    content["corpus"]["shard_rows"] = shard_rows
+    other = configured(tmp_path, content)
+    run_inline(other)
+    assert _partitions(other.root) == _partitions(config.root)
+
+
+def test_jsonl_and_parquet_of_the_same_rows_give_the_same_index(built, tmp_path):
+    config, _ = built
+    rows = rows_of(ROWS)
+    write_jsonl(tmp_path / "in" / "a.jsonl", rows[:400])
+    write_jsonl(tmp_path / "in" / "b.jsonl", rows[400:])
+    content = settings(tmp_path / "root", tmp_path / "in")
+    content["corpus"]["format"] = "jsonl"
+    other = configured(tmp_path, content)
+    run_inline(other)
+    assert _partitions(other.root) == _partitions(config.root)
+
+
+@pytest.mark.s3
+def test_the_road_on_s3_writes_the_same_index_as_on_a_local_folder(built, tmp_path, s3_root, s3_endpoint):
+    config, first = built
+    corpus = tmp_path / "corpus.parquet"
+    write_parquet(corpus, rows_of(ROWS))
+    store = open_store(s3_root, config.storage.model_copy(update={"endpoint_url": s3_endpoint}))
+    store.write("in/corpus.parquet", corpus.read_bytes())
+    content = settings(f"{s3_root}/root", f"{s3_root}/in/*.parquet", storage={"endpoint_url": s3_endpoint})
+    remote = configured(tmp_path, content)
+    summary = run_inline(remote)
+    assert summary["recall_at_10"] == first["recall_at_10"]
+    root = open_store(remote.root, remote.storage)
+    assert {info.path for info in root.list("partitions")} == set(_partitions(config.root))
+    assert run_inline(remote)["skipped"] is True
+    assert verify(root, None).problems == ()
+    found = open_release(remote.root, storage=remote.storage).search(_texts(rows_of(5)))
+    assert [[(h.doc_id, h.score) for h in hits] for hits in found] == _results(config.root, _texts(rows_of(5)))
+
+
+def test_an_index_below_the_gate_is_not_published(built, tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(300))
+    content = settings(tmp_path / "root", tmp_path / "corpus.parquet", gates={"min_recall_at_10": 1.0}, search={"probes": 1, "rerank": 0})
+    config = configured(tmp_path, content)
+    with pytest.raises(QualityGateError, match=r"recall_at_10 is 0\.\d+, must be at least 1\.0000") as caught:
+        run_inline(config)
+    assert caught.value.exit_code == 4
+    assert Log(open_store(config.root), "aliases/current").newest() == 0
+
+
+def test_losing_most_of_the_corpus_can_be_gated(tmp_path):
+    rows = rows_of(200)
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    content = settings(tmp_path / "root", tmp_path / "corpus.parquet", gates={"max_removed_fraction": 0.2})
+    config = configured(tmp_path, content)
+    run_inline(config)
+    write_parquet(tmp_path / "corpus.parquet", rows[:100])
+    with pytest.raises(QualityGateError, match="100 of 200 documents were removed"):
+        run_inline(config)
+
+
+def test_bad_rows_are_set_aside_with_their_place_and_the_rest_is_published(tmp_path):
+    rows = rows_of(300)
+    rows[7]["_id"] = None
+    rows[11]["title"] = rows[11]["text"] = ""
+    rows[250]["_id"] = rows[2]["_id"]
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    content = settings(tmp_path / "root", tmp_path / "corpus.parquet")
+    content["corpus"]["shard_rows"] = 100
+    config = configured(tmp_path, content)
+    summary = run_inline(config)
+    assert (summary["documents"], summary["dead_letters"]) == (297, 3)
+    letters = [row for path in summary["dead_letter_files"] for row in pq.read_table(f"{config.root}/{path}").to_pylist()]
+    assert sorted(row["row"] for row in letters) == [7, 11, 250]
+    assert {row["row"]: row["reason"] for row in letters}[7] == "id is null"
+    assert "duplicate of" in {row["row"]: row["reason"] for row in letters}[250]
+
+
+def test_more_bad_rows_than_the_budget_stop_the_run(tmp_path):
+    rows = [{**row, "_id": None} if i % 10 == 0 else row for i, row in enumerate(rows_of(300))]
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    with pytest.raises(ErrorBudgetError, match="id is null") as caught:
+        run_inline(config)
+    assert caught.value.exit_code == 65
+    assert "error_budget" in str(caught.value)
+
+
+def test_ready_made_vectors_skip_encoding(tmp_path):
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((400, 24)).astype(np.float32)
+    rows = [{"_id": str(i), "embedding": v.tolist(), "year": i} for i, v in enumerate(vectors)]
+    pl.DataFrame(rows).write_parquet(tmp_path / "corpus.parquet")
+    content = settings(tmp_path / "root", tmp_path / "corpus.parquet", binarizer={"bytes": 9})
+    del content["encoders"], content["encoder"]
+    content["corpus"] |= {"text": [], "attributes": ["year"], "embedding": "embedding"}
+    config = configured(tmp_path, content)
+    summary = run_inline(config)
+    assert (summary["documents"], summary["encoded"]) == (400, 0)
+    release = open_release(config.root)
+    assert [hits[0].doc_id for hits in release.search(vectors[:20])] == [str(i) for i in range(20)]
+
+
+class Dies(Exception):
+    """The driver is gone."""
+
+
+class DyingRunner(InlineRunner):
+    """Dies before the n-th task, over all stages."""
+
+    def __init__(self, spec, left):
+        super().__init__(spec)
+        self._left = left
+
+    def run(self, tasks):
+        return self._until_death(super().run(tasks))
+
+    def encode(self, tasks, spec):
+        return self._until_death(super().encode(tasks, spec))
+
+    def _until_death(self, results):
+        for result in results:
+            self._left -= 1
+            if self._left < 0:
+                raise Dies
+            yield result
+
+
+class Dying(Inline):
+    def __init__(self, spec, left):
+        super().__init__(spec)
+        self._left = left
+
+    def __enter__(self):
+        return DyingRunner(self.spec, self._left)
+
+
+def test_a_run_that_dies_after_any_task_goes_on_to_the_same_bytes(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(250))
+    content = settings(tmp_path / "calm", tmp_path / "corpus.parquet", evaluation={"sample_queries": 10})
+    content["corpus"]["shard_rows"] = 100
+    calm = configured(tmp_path, content)
+    tasks = run_inline(calm)["tasks"]
+    wanted = data_files(open_store(calm.root))
+    assert tasks >= 9
+    for left in range(tasks):
+        config = configured(tmp_path, content | {"root": str(tmp_path / f"root-{left}")})
+        spec = StoreSpec(config.root, config.storage)
+        with pytest.raises(Dies):
+            run(config, spec, lambda left=left, spec=spec: Dying(spec, left))
+        summary = run_inline(config)
+        assert summary["encoded"] <= 250
+        assert data_files(open_store(config.root)) == wanted
+
+
+def test_a_run_does_not_undo_what_was_published_after_it_started(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(120))
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    spec = StoreSpec(config.root, config.storage)
+    faster = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", binarizer={"bytes": 8}))
+
+    class Overtaken(Inline):
+        def __enter__(self):
+            run_inline(faster)
+            return super().__enter__()
+
+    with pytest.raises(PublishConflictError) as caught:
+        run(config, spec, lambda: Overtaken(spec))
+    assert caught.value.exit_code == 3
+    log = Log(open_store(config.root), "aliases/current")
+    assert log.newest() == 1
+    assert open_release(config.root).reader.manifest.partitions[0].codes.code_bytes == 8
+
+
+def test_a_rolled_back_index_is_not_published_again_by_a_rerun(tmp_path):
+    from pipeline.release import rollback
+
+    rows = rows_of(150)
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    run_inline(config)
+    write_parquet(tmp_path / "corpus.parquet", rows[:-1])
+    run_inline(config)
+    store = open_store(config.root)
+    rollback(store, None)
+    assert open_release(config.root).number == 1
+    summary = run_inline(config)
+    assert summary["published"] is False
+    assert open_release(config.root).number == 1
+    write_parquet(tmp_path / "corpus.parquet", rows[:-2])
+    assert run_inline(config)["published"] is True
+
+
+# ------------------------------------------------------------------------------------------------ the files alone
+
+
+def test_duckdb_and_polars_read_every_kind_of_table(built):
+    config, summary = built
+    for glob, rows in {
+        "documents/*.parquet": ROWS,
+        "embeddings/*/*/*.parquet": ROWS,
+        "partitions/*.vectors.parquet": ROWS,
+        "partitions/*.lists.parquet": ROWS,
+        "partitions/*.heads.parquet": summary["lists"],
+        "partitions/*.directory.parquet": None,
+    }.items():
+        by_duckdb = duckdb.sql(f"SELECT * FROM read_parquet('{config.root}/{glob}')")
+        by_polars = pl.read_parquet(f"{config.root}/{glob}")
+        assert by_duckdb.columns == by_polars.columns
+        assert len(by_duckdb) == len(by_polars) == (rows or len(by_polars)) > 0
+    joined = duckdb.sql(
+        f"""SELECT count(*), max(abs(list_sum(list_transform(v.embedding, x -> x * x)) - 1))
+            FROM read_parquet('{config.root}/documents/*.parquet') d
+            JOIN read_parquet('{config.root}/partitions/*.vectors.parquet') v USING (vector_id)
+            JOIN read_parquet('{config.root}/embeddings/*/*/*.parquet') e USING (text_hash)
+            WHERE d.section = v.section AND d.year IS NOT DISTINCT FROM v.year"""
+    ).fetchone()
+    assert joined[0] > 0.8 * ROWS
+    assert joined[1] < 1e-2
+
+
+def test_numpy_and_pread_alone_find_what_search_finds(built, tmp_path):
+    """Follows alias, release, manifest and the layout of DESIGN §4 with no code of ours."""
+    config, _ = built
+    root = tmp_path / "copy"
+    import os
+    import shutil
+
+    shutil.copytree(config.root, root)
+    alias = sorted((root / "aliases/current").iterdir())[-1]
+    release = json.loads((root / f"releases/{json.loads(alias.read_bytes())['release']}.json").read_bytes())
+    manifest = json.loads((root / release["manifest"]["path"]).read_bytes())
+    (partition,) = manifest["partitions"]
+
+    def column(path, name, dtype, width):
+        metadata = pq.read_metadata(root / path)
+        names = [metadata.schema.column(i).path.split(".")[0] for i in range(metadata.num_columns)]
+        blocks = []
+        with (root / path).open("rb") as file:
+            for g in range(metadata.num_row_groups):
+                chunk = metadata.row_group(g).column(names.index(name))
+                rows = metadata.row_group(g).num_rows
+                start = chunk.data_page_offset + chunk.total_compressed_size - rows * width
+                blocks.append(os.pread(file.fileno(), rows * width, start))
+        return np.frombuffer(b"".join(blocks), dtype)
+
+    dims = manifest["dims"]
+    heads = column(partition["heads"]["path"], "head", np.float32, 4 * dims).reshape(-1, dims)
+    card = json.loads((root / partition["codes"]["binarizer"] / "binarizer.json").read_bytes())
+    from safetensors.numpy import load_file
+
+    weights = load_file(root / partition["codes"]["binarizer"] / "weights.safetensors")
+    directory = pq.read_table(root / partition["directory"]["path"]).to_pylist()
+    lists = [s["lists"]["path"] for s in partition["segments"]]
+    vectors = [s["vectors"]["path"] for s in partition["segments"]]
+    code_bytes = partition["codes"]["code_bytes"]
+
+    stored = column(vectors[0], "embedding", np.float16, 2 * dims).reshape(-1, dims).astype(np.float32)
+    query = stored[17] / np.linalg.norm(stored[17])
+    distances = ((query[None] - heads) ** 2).sum(axis=1)
+    probed = set(np.argsort(distances)[: manifest["search"]["probes"]].tolist())
+    edges = [0, *sorted(set(card["levels"]))]
+    blocks = [(a, b, sum(m >= b for m in card["levels"])) for a, b in zip(edges, edges[1:], strict=False)]
+    rotated = (query - weights["mean"]) @ weights["rotation"]
+    candidates = []
+    for row in directory:
+        if row["list_no"] not in probed:
+            continue
+        path, part = lists[row["segment"]], slice(row["first_entry"], row["first_entry"] + row["num_entries"])
+        code = column(path, "code", np.uint8, code_bytes).reshape(-1, code_bytes)[part]
+        factor, offset = (column(path, name, np.float16, 2)[part].astype(np.float32) for name in ("factor", "offset"))
+        at = column(path, "row", np.int32, 4)[part]
+        value, start = np.zeros((len(code), card["levels"][0]), np.float32), 0
+        for t, m in enumerate(card["levels"]):
+            signs = np.unpackbits(code[:, start : start + m // 8], axis=1).astype(np.float32) * 2 - 1
+            start += m // 8
+            for i, (a, b, levels) in enumerate(blocks):
+                if t < levels:
+                    value[:, a:b] += weights["weights"][i, t] * signs[:, a:b]
+        scores = (value @ rotated) * factor + offset
+        candidates += [(score, row["segment"], r) for score, r in zip(scores.tolist(), at.tolist(), strict=True)]
+    best = sorted(candidates, reverse=True)[: manifest["search"]["rerank"]]
+    hits = []
+    for _, segment, r in best:
+        vector = column(vectors[segment], "embedding", np.float16, 2 * dims).reshape(-1, dims)[r].astype(np.float32)
+        hits.append((float(vector @ query), pq.read_table(root / vectors[segment], columns=["doc_id"])["doc_id"][r].as_py()))
+    wanted = [name for _, name in sorted(hits, reverse=True)[:10]]
+    assert [hit.doc_id for hit in open_release(str(root)).search(query)[0]] == wanted
+
+
+def test_a_root_can_be_copied_and_searched_elsewhere(built, tmp_path):
+    import shutil
+
+    config, _ = built
+    shutil.copytree(config.root, tmp_path / "copy")
+    texts = _texts(rows_of(10))
+    assert _results(tmp_path / "copy", texts) == _results(config.root, texts)
+
+
+def test_search_file_writes_ranked_results_for_queries_with_and_without_filters(built, tmp_path):
+    config, _ = built
+    rows = rows_of(ROWS)
+    asked = [
+        {"query_id": "plain", "text": _texts(rows)[5], "filter": None},
+        {"query_id": "filtered", "text": _texts(rows)[6], "filter": "section = 'a' AND year >= 2000"},
+        {"query_id": "none", "text": "stone1", "filter": "year = 1"},
+    ]
+    pl.DataFrame(asked).write_parquet(tmp_path / "q.parquet")
+    summary = search_file(config, queries=str(tmp_path / "q.parquet"), out=str(tmp_path / "r.parquet"), k=7, exact=False, rerank=None, encoder=None)
+    assert set(summary) >= {"queries", "seconds", "bytes_read", "lists_probed", "partitions_opened", "rounds"}
+    found = pl.read_parquet(tmp_path / "r.parquet")
+    assert found.columns == ["query_id", "rank", "doc_id", "score", "release"]
+    assert found.filter(pl.col("query_id") == "plain")["rank"].to_list() == list(range(1, 8))
+    assert found.filter(pl.col("query_id") == "plain")["doc_id"][0] == rows[5]["_id"]
+    by_id = {row["_id"]: row for row in rows}
+    hits = [by_id[name] for name in found.filter(pl.col("query_id") == "filtered")["doc_id"]]
+    assert len(hits) == 7
+    assert all(hit["section"] == "a" and hit["year"] >= 2000 for hit in hits)
+    assert found.filter(pl.col("query_id") == "none").is_empty()
+    assert set(found["release"]) == {1}
+
+
+def test_gc_after_many_changes_keeps_what_serves_and_frees_the_rest(tmp_path):
+    from datetime import UTC, datetime, timedelta
+
+    rows = rows_of(150)
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    for cut in range(4):
+        write_parquet(tmp_path / "corpus.parquet", rows[: len(rows) - cut])
+        run_inline(config)
+    store = LocalStore(config.root)
+    before = sum(info.size for info in store.list(""))
+    collect(store, grace=timedelta(0), now=datetime.now(UTC) + timedelta(seconds=5), keep=1, dry_run=False)
+    assert sum(info.size for info in store.list("")) < before
+    assert verify(store, None).problems == ()
+    newest = Log(store, "aliases/current")
+    manifest = load_manifest(store, open_release(config.root).record.manifest)
+    assert manifest.num_documents == 147
+    assert AliasEntry.model_validate(newest.read(newest.newest())).release == 4
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    assert run_inline(config)["encoded"] == 0

@@ -1,0 +1,54 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.measures import mean, ndcg_at_k, overlap_at_k, percentile, recall_at_k
+
+RANKINGS = st.lists(st.sampled_from([f"d{i}" for i in range(12)]), unique=True, max_size=12)
+
+
+def test_ndcg_of_the_ideal_order_is_one():
+    assert ndcg_at_k(["a", "b", "c"], {"a": 3, "b": 2, "c": 1}, 10) == pytest.approx(1.0)
+
+
+def test_ndcg_discounts_by_the_logarithm_of_the_rank():
+    assert ndcg_at_k(["x", "a"], {"a": 1.0}, 10) == pytest.approx(1 / math.log2(3))
+
+
+def test_ndcg_ignores_ranks_below_k():
+    assert ndcg_at_k(["x", "a"], {"a": 1.0}, 1) == 0
+
+
+def test_ndcg_without_a_relevant_document_is_refused():
+    with pytest.raises(ValueError, match="at least one relevant"):
+        ndcg_at_k(["a"], {"a": 0.0}, 10)
+
+
+@given(RANKINGS, st.dictionaries(st.sampled_from([f"d{i}" for i in range(12)]), st.integers(1, 3), min_size=1))
+def test_ndcg_lies_between_zero_and_one(ranking, grades):
+    assert 0 <= ndcg_at_k(ranking, grades, 10) <= 1 + 1e-12
+
+
+def test_recall_counts_relevant_documents_only():
+    assert recall_at_k(["a", "b", "x"], {"a": 1, "c": 2, "x": 0}, 3) == 0.5
+
+
+@given(RANKINGS)
+def test_overlap_of_a_ranking_with_itself_is_one(ranking):
+    assert overlap_at_k(ranking, ranking, 10) == 1
+
+
+def test_overlap_with_a_short_exact_list_can_still_be_one():
+    assert overlap_at_k(["a", "b", "c"], ["b"], 10) == 1
+
+
+def test_percentile_is_the_nearest_rank():
+    assert [percentile([4.0, 1.0, 3.0, 2.0], f) for f in (0.0, 0.5, 0.75, 1.0)] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("call", [lambda: mean([]), lambda: percentile([], 0.5)])
+def test_statistics_of_nothing_are_refused(call):
+    with pytest.raises(ValueError, match="no values"):
+        call()

@@ -52,7 +52,6 @@ HEADER_BYTES = 64
 VALUE_TYPES = {
     "factor": pa.float16(),
     "offset": pa.float16(),
-    "row": pa.int32(),
     "head": pa.float32(),
     "radius": pa.float32(),
 }
@@ -219,8 +218,11 @@ def _readable(store: Store, path: str) -> Iterator[None]:
 
 def open_parquet(store: Store, path: str) -> pq.ParquetFile:
     """Open a Parquet file of ours; CorruptArtifactError where it cannot be read."""
-    with _readable(store, path):
-        return _OwningFile(store.open_input(path), pre_buffer=False)
+    with _readable(store, path), contextlib.ExitStack() as on_failure:
+        stream = on_failure.enter_context(store.open_input(path))
+        file = _OwningFile(stream, pre_buffer=False)
+        on_failure.pop_all()
+        return file
 
 
 def read_columns(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:

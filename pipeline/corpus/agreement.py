@@ -1,6 +1,6 @@
 """Whether the files of a corpus have the columns that the configuration names, of types that fit and agree.
 
-Pure: a file enters as the families of its columns (`columns.family_of`), from a Parquet schema or from sampled rows.
+Pure: a file enters as the families of its columns (`conversion.family_of`), from a Parquet schema or from sampled rows.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline.artifacts import ARROW_TYPES, Attribute
 from pipeline.config import CorpusConfig
-from pipeline.corpus.columns import LIST_OF_NUMBERS
+from pipeline.corpus.conversion import LIST_OF_NUMBERS
 from pipeline.corpus.rules import kind_of
 from pipeline.errors import ConfigError, SchemaMismatchError
 from pipeline.schemas import RAW_COLUMNS, RESERVED_COLUMNS
@@ -152,7 +152,7 @@ def _check_text_and_embedding(config: CorpusConfig, file: FileColumns) -> None:
 
 
 def _settled(config: CorpusConfig, name: str, files: Sequence[FileColumns]) -> Attribute:
-    stated = config.attributes[name] if isinstance(config.attributes, dict) else None
+    stated: str | None = config.attributes[name] if isinstance(config.attributes, dict) else None
     found = [file.families[name] for file in files]
     expected = stated or next((family for family in found if family != "null"), "string")
     if expected not in ARROW_TYPES:
@@ -172,7 +172,7 @@ def _settled(config: CorpusConfig, name: str, files: Sequence[FileColumns]) -> A
                     "state the type that the column has",
                 )
             )
-    return Attribute(name=name, type=expected)
+    return Attribute.model_validate({"name": name, "type": expected})
 
 
 def _fits(found: str, expected: str, *, is_stated: bool, is_sampled: bool) -> bool:

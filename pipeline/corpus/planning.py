@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import Attribute, Plan, ShardSpec, SourceFile
 from pipeline.config import CorpusConfig, StorageConfig
 from pipeline.corpus.agreement import FileColumns, check_attribute_names, sampled_columns, settle_attributes
-from pipeline.corpus.columns import LIST_OF_NUMBERS, family_of
+from pipeline.corpus.conversion import LIST_OF_NUMBERS, family_of
 from pipeline.corpus.jsonl import line_blocks, parse_line, scan_lines
 from pipeline.corpus.reading import open_source
 from pipeline.corpus.rules import BadRowError
@@ -120,10 +120,7 @@ def _shards(scanned: Sequence[_ScannedFile], shard_rows: int) -> Iterator[ShardS
     for file_no, file in enumerate(scanned):
         for i, taken in enumerate(range(0, file.source.rows, shard_rows)):
             rows = min(shard_rows, file.source.rows - taken)
-            if file.starts:
-                place = _byte_range(file, i)
-            else:
-                place = {"first_row": taken}
+            place = _byte_range(file, i) if file.starts else {"first_row": taken}
             yield ShardSpec(shard_no=shard_no, file_no=file_no, rows=rows, **place)
             shard_no += 1
 
@@ -162,7 +159,7 @@ def _place(file: _ScannedFile) -> str:
 
 
 def _scan_parquet(store: Store, file: ObjectInfo, config: CorpusConfig, sample_rows: int) -> _ScannedFile:
-    with open_source(store, file.path, file.size) as parquet:
+    with open_source(store, file.path) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         columns = _parquet_columns(f"{store.uri}/{file.path}", schema)
         dims: tuple[int, ...] = ()

@@ -3,6 +3,7 @@
 Parquet goes the way of whole columns (`columns`), JSONL the way of single rows (`rules`). Nothing is written here.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -15,7 +16,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.columns import CheckedBatch, check_columns, unit_rows, valid_schema
 from pipeline.corpus.jsonl import line_blocks, numbered_lines, parse_line
 from pipeline.corpus.rules import BadRow, BadRowError, CheckedRow, RowSpec, check_row
-from pipeline.corpus.sources import RangeInput, read_pieces
+from pipeline.corpus.sources import read_pieces
 from pipeline.errors import CorruptArtifactError, DataError
 from pipeline.storage import Store
 
@@ -58,16 +59,18 @@ def read_batches(source: Store, plan: Plan, shard: ShardSpec, config: CorpusConf
     return _read_jsonl(source, file, shard, spec)
 
 
-def open_source(source: Store, path: str, size: int) -> pq.ParquetFile:
-    """Open a Parquet file of the corpus.
+@contextlib.contextmanager
+def open_source(source: Store, path: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of the corpus, for as long as it is being decoded.
 
     Raises:
-        CorruptArtifactError: It has no valid footer.
+        CorruptArtifactError: It has no valid footer, or what is read of it cannot be decoded.
     """
-    try:
-        return pq.ParquetFile(RangeInput(source, path, size), page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
-        raise _corrupt(source, path, error) from error
+    with source.open_input(path) as stream:
+        try:
+            yield pq.ParquetFile(stream, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise _corrupt(f"{source.uri}/{path}", " ".join(str(error).split())) from error
 
 
 def check_lines(spec: RowSpec, lines: Iterable[tuple[int, bytes]]) -> CheckedBatch:
@@ -126,20 +129,18 @@ def _parquet_batches(
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """(first row, batch) of the shard's rows, decoding only the row groups that overlap it."""
     stop_row = shard.first_row + shard.rows
-    with open_source(source, file.path, file.size) as parquet:
+    with open_source(source, file.path) as parquet:
         groups, row = _overlapping_groups(parquet.metadata, shard.first_row, stop_row)
-        batches = parquet.iter_batches(
+        for batch in parquet.iter_batches(
             BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False
-        )
-        while row < stop_row:
-            try:
-                batch = next(batches)
-            except (pa.ArrowException, OSError, StopIteration) as error:
-                raise _corrupt(source, file.path, error) from error
+        ):
             skipped = max(0, shard.first_row - row)
             if skipped < batch.num_rows:
                 yield row + skipped, batch.slice(skipped, stop_row - row - skipped)
             row += batch.num_rows
+            if row >= stop_row:
+                return
+    raise _corrupt(f"{source.uri}/{file.path}", f"expected row {row}, found the end")
 
 
 def _overlapping_groups(metadata: pq.FileMetaData, first_row: int, stop_row: int) -> tuple[list[int], int]:
@@ -151,8 +152,6 @@ def _overlapping_groups(metadata: pq.FileMetaData, first_row: int, stop_row: int
     return groups.tolist(), int(starts[groups[0]])
 
 
-def _corrupt(source: Store, path: str, error: Exception) -> CorruptArtifactError:
-    reason = " ".join(str(error).split()) or "it ends early"
-    return CorruptArtifactError(
-        f"{source.uri}/{path}", f"is not readable Parquet ({reason})", "copy the file again, or remove it"
-    )
+def _corrupt(place: str, reason: str) -> CorruptArtifactError:
+    problem = f"is not readable Parquet ({reason})"
+    return CorruptArtifactError(place, problem, "copy the file again, or remove it")

@@ -44,6 +44,7 @@ EMBEDDING_NOT_FINITE = "embedding has NaN or infinite values"
 EMBEDDING_ZERO = "embedding has zero length"
 
 MAX_INT, MIN_INT = 2**63 - 1, -(2**63)
+KINDS = {type(None): "null", bool: "bool", int: "int", float: "float", dict: "object", list: "list"}
 SHOWN_CHARS = 40
 """Characters of a bad value that its reason repeats."""
 
@@ -113,8 +114,7 @@ def check_row(spec: RowSpec, row: Mapping[str, Any]) -> CheckedRow:
 
 def kind_of(value: Any) -> str:
     """Our word for the type of a value."""
-    words = {type(None): "null", bool: "bool", int: "int", float: "float", dict: "object", list: "list"}
-    return words.get(type(value), "string")
+    return KINDS.get(type(value), "string")
 
 
 def kind_of_reason(reason: str) -> str:
@@ -158,9 +158,9 @@ def _check_string(value: Any, column: str) -> str:
     if not isinstance(value, str | bytes):
         raise BadRowError(f"{column} is not a string: found {kind_of(value)}")
     try:
+        text = value if isinstance(value, str) else value.decode()
         # A lone surrogate from JSON is text that UTF-8 cannot hold.
-        data = value.encode() if isinstance(value, str) else value
-        text = data.decode()
+        text.encode()
     except UnicodeError as error:
         raise BadRowError(f"invalid UTF-8 in column {column}") from error
     if "\0" in text:

@@ -1,20 +1,21 @@
 """The corpus's files: which ones a URI means, and their bytes, through the store so that its retries apply."""
 
 import hashlib
-import io
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.config import CorpusConfig, StorageConfig
 from pipeline.errors import DataError, MissingFileError
 from pipeline.storage import ObjectInfo, Store, is_remote, open_store, split_uri
 
-__all__ = ["RangeInput", "SourceFiles", "content_of", "find_source_files", "read_pieces"]
+__all__ = ["SourceFiles", "content_of", "find_source_files", "read_pieces"]
 
 ENDINGS = {"parquet": (".parquet",), "jsonl": (".jsonl", ".json", ".ndjson")}
+BUCKET_SLASHES = 2
+"""Slashes of a URI that is a whole bucket: s3://bucket."""
 PIECE_BYTES = 8 * 1024 * 1024
 GLOB_TOKENS = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
 
@@ -45,13 +46,12 @@ def find_source_files(config: CorpusConfig, storage: StorageConfig) -> SourceFil
         fits = re.compile(_regex(pattern))
         found = [f for f in listed if fits.fullmatch(f.path) and not _is_hidden(f.path)]
         return SourceFiles(folder, _some(found, len(listed), config.uri, f"matches {pattern!r}"))
-    parent, name = split_uri(uri)
-    listed = list(open_store(parent, storage).list(name))
-    if [f.path for f in listed] == [name]:
-        return SourceFiles(parent, listed)
-    inside = [replace(f, path=f.path.removeprefix(f"{name}/")) for f in listed]
+    listed = _listed(uri, storage)
+    if [f.path for f in listed] == [""]:
+        folder, name = split_uri(uri)
+        return SourceFiles(folder, [replace(listed[0], path=name)])
     endings = ENDINGS[config.format]
-    found = [f for f in inside if f.path.endswith(endings) and not _is_hidden(f.path)]
+    found = [f for f in listed if f.path.endswith(endings) and not _is_hidden(f.path)]
     return SourceFiles(uri, _some(found, len(listed), config.uri, f"ends in {' or '.join(endings)}"))
 
 
@@ -71,52 +71,17 @@ def content_of(store: Store, file: ObjectInfo) -> str:
     return digest.hexdigest()
 
 
-class RangeInput(io.RawIOBase):
-    """A seekable stream over range reads.
-
-    Args:
-        store: Where the file is.
-        path: The file.
-        size: Its size in bytes.
-    """
-
-    def __init__(self, store: Store, path: str, size: int) -> None:
-        super().__init__()
-        self._store = store
-        self._path = path
-        self._size = size
-        self._position = 0
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def seekable(self) -> bool:
-        """True."""
-        return True
-
-    def tell(self) -> int:
-        """Where the next read starts."""
-        return self._position
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a byte."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, to the end if negative."""
-        stop = self._size if size < 0 else min(self._size, self._position + size)
-        if stop <= self._position:
-            return b""
-        data = self._store.read_ranges(self._path, [(self._position, stop)]).chunks[0]
-        self._position = stop
-        return data
-
-
 def _absolute(uri: str) -> str:
-    return uri.rstrip("/") if is_remote(uri) else os.path.abspath(uri.removeprefix("file://"))
+    return uri.rstrip("/") if is_remote(uri) else str(Path(uri.removeprefix("file://")).absolute())
+
+
+def _listed(uri: str, storage: StorageConfig) -> list[ObjectInfo]:
+    """All objects below a URI, with paths relative to it; one of an empty path where it is a file itself."""
+    if is_remote(uri) and uri.count("/") == BUCKET_SLASHES:
+        return list(open_store(uri, storage).list(""))
+    folder, name = split_uri(uri)
+    found = open_store(folder, storage).list(name)
+    return [replace(f, path=f.path.removeprefix(name).removeprefix("/")) for f in found]
 
 
 def _split_glob(uri: str) -> tuple[str, str | None]:

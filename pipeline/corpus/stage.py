@@ -4,7 +4,6 @@ The only module of the package that writes. A stage takes names of files and ret
 (`StageOutput`); it knows nothing of what ran before or of the cluster it runs on.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,9 +25,9 @@ from pipeline.corpus.identity import (
     text_hashes,
     vector_ids,
 )
+from pipeline.corpus.merging import Letter, common_reasons, first_wins, letters_of_duplicates
 from pipeline.corpus.reading import read_batches
-from pipeline.corpus.rules import kind_of_reason
-from pipeline.errors import ConfigError, DataError, ErrorBudgetError
+from pipeline.errors import ConfigError, ErrorBudgetError
 from pipeline.schemas import DEAD_LETTERS, documents_schema
 from pipeline.storage import Store, open_store
 from pipeline.tables import (
@@ -51,7 +50,6 @@ __all__ = [
 
 ROWS_FOLDER, TEXTS_FOLDER = "scratch/rows", "scratch/texts"
 DOCUMENTS_FOLDER, DEAD_LETTERS_FOLDER = "documents", "dead_letters"
-SHOWN_REASONS = 5
 SHOWN_FILES = 3
 
 
@@ -117,9 +115,9 @@ def merge_documents(
         DataError: Two document ids have one hash.
     """
     table = pa.concat_tables([read_bucket(store, ref.path, bucket) for ref in shard_rows_files])
-    winners, is_kept = _first_wins(table)
+    winners, is_kept = first_wins(table)
     dropped = np.flatnonzero(~is_kept & (table["chunk_no"].to_numpy() == 0))
-    duplicates = _duplicates(table, dropped, winners[dropped], plan)
+    duplicates = letters_of_duplicates(table, dropped, winners[dropped], plan)
     kept = np.flatnonzero(is_kept)
     ids = sort_keys(hash_matrix(table["vector_id"]))[kept]
     table = table.take(pa.array(kept[np.argsort(ids, kind="stable")])).drop_columns(["file_no", "row"])
@@ -156,7 +154,7 @@ def check_error_budget(
     more = f" and {len(paths) - SHOWN_FILES} more" if len(paths) > SHOWN_FILES else ""
     raise ErrorBudgetError(
         config.uri,
-        f"{bad_rows} of {rows} rows are bad, error_budget {budget:g} allows {int(allowed)}: {_common_reasons(table)}",
+        f"{bad_rows} of {rows} rows are bad, error_budget {budget:g} allows {int(allowed)}: {common_reasons(table)}",
         f"all of them are in {', '.join(paths[:SHOWN_FILES])}{more}; mend the rows or raise corpus.error_budget",
     )
 
@@ -232,9 +230,7 @@ def _identified(table: pa.Table, plan: Plan) -> pa.Table:
     return table.select(schema.names).cast(schema)
 
 
-def _dead_letters(
-    store: Store, stage: str, bad: Sequence[tuple[str, int, str | None, str]]
-) -> dict[str, FileRef]:
+def _dead_letters(store: Store, stage: str, bad: Sequence[Letter]) -> dict[str, FileRef]:
     """Write (file, row, doc_id, reason) of bad rows, if there are any."""
     if not bad:
         return {}
@@ -246,45 +242,6 @@ def _dead_letters(
 # ------------------------------------------------------------------------------------------------ documents
 
 
-def _first_wins(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """For each row of a table in plan order, the first row of its document, and whether it is of that very document.
-
-    Returns:
-        (n,) winners and (n,) flags.
-    """
-    keys = sort_keys(hash_matrix(table["vector_id"])[:, :DOC_HASH_BYTES])
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    winners = first[inverse]
-    _check_no_collision(table["doc_id"], winners)
-    file_no, row = table["file_no"].to_numpy(), table["row"].to_numpy()
-    return winners, (file_no == file_no[winners]) & (row == row[winners])
-
-
-def _check_no_collision(doc_ids: pa.ChunkedArray, winners: NDArray[np.int64]) -> None:
-    others = doc_ids.take(pa.array(winners))
-    is_same = pc.equal(doc_ids, others).to_numpy()
-    for i in np.flatnonzero(~is_same)[:1]:
-        both = f"{others[int(i)].as_py()!r} and {doc_ids[int(i)].as_py()!r}"
-        raise DataError("doc_id", f"{both} have the same hash of 12 bytes", "rename one of the two documents")
-
-
-def _duplicates(
-    table: pa.Table, dropped: NDArray[np.int64], winners: NDArray[np.int64], plan: Plan
-) -> list[tuple[str, int, str | None, str]]:
-    places = table.select(["file_no", "row", "doc_id"])
-    lost = places.take(pa.array(dropped)).to_pylist()
-    won = places.take(pa.array(winners)).to_pylist()
-    return [
-        (
-            plan.files[x["file_no"]].path,
-            x["row"],
-            x["doc_id"],
-            f"duplicate of {plan.files[y['file_no']].path} row {y['row']}",
-        )
-        for x, y in zip(lost, won, strict=True)
-    ]
-
-
 def _texts(store: Store, table: pa.Table, text_buckets: int) -> FileRef:
     hashes = hash_matrix(table["text_hash"])
     # The table is sorted by vector_id, which a stable sort keeps among equal texts.
@@ -292,16 +249,6 @@ def _texts(store: Store, table: pa.Table, text_buckets: int) -> FileRef:
     return write_bucketed(
         store, TEXTS_FOLDER, table.take(pa.array(order)), bucket_of(hashes[order], text_buckets)
     )
-
-
-def _common_reasons(table: pa.Table) -> str:
-    examples: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for letter in table.to_pylist():
-        kind = kind_of_reason(letter["reason"])
-        counts[kind] += 1
-        examples.setdefault(kind, f"{letter['reason']} ({letter['file']} row {letter['row']})")
-    return "; ".join(f"{count} x {examples[kind]}" for kind, count in counts.most_common(SHOWN_REASONS))
 
 
 def _documents_of(

@@ -162,7 +162,7 @@ class _EncoderActor:
 
     def perform(self, task: Task) -> Done:
         return perform(
-            task, self._store, self._spec.embedding.threads_per_actor, self._encoder.encode_documents
+            task, self._store, self._spec.embedding.threads_per_actor, self._encoder
         )
 
 

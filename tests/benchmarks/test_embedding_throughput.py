@@ -63,7 +63,11 @@ def distinct(texts: Sequence[str], count: int) -> list[str]:
 
 
 def mixed(count: int) -> list[str]:
-    shares = (count // 2, count * 3 // 10, count // 5)  # the long ones take most of the time all the same
+    shares = (
+        count * 6 // 10,
+        count * 3 // 10,
+        count // 10,
+    )  # the long ones take most of the time all the same
     return [
         text for load, share in zip(SOURCES.values(), shares, strict=True) for text in distinct(load(), share)
     ]

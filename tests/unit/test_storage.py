@@ -1,5 +1,6 @@
 """Both stores keep one contract; the failures of S3 come out as our errors."""
 
+import errno
 import io
 import itertools
 import os
@@ -306,9 +307,13 @@ def test_unfinished_files_are_not_listed(tmp_path: Path) -> None:
         assert list(store.list("")) == []
 
 
-def test_a_full_disk_is_a_passing_failure() -> None:
-    with pytest.raises((StorageUnavailableError, ConfigError)):
-        LocalStore("/dev/full/x").write("a", b"x")
+def test_a_full_disk_is_a_passing_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageUnavailableError, match="No space left"):
+        LocalStore(str(tmp_path)).write("a", b"x")
 
 
 # ------------------------------------------------------------------------------------------------ S3

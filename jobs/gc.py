@@ -23,7 +23,6 @@ def command(
     """Delete what no kept release, cache or unfinished run names, after the grace period."""
 
     def work() -> dict[str, object]:
-        from dataclasses import asdict
         from datetime import timedelta
 
         from pipeline.config import load_config
@@ -33,7 +32,14 @@ def command(
         config = load_config(conf, tuple(overrides))
         store = open_store(config.root, config.storage)
         grace = timedelta(hours=config.release.grace_hours)
-        return asdict(collect(store, grace=grace, keep=config.release.keep, dry_run=dry_run))
+        report = collect(store, grace=grace, keep=config.release.keep, dry_run=dry_run)
+        return {
+            "dry_run": dry_run,
+            "retired": list(report.retired),
+            "deleted": len(report.deleted),
+            "bytes": report.bytes,
+            "kept": report.kept,
+        }
 
     finish(work)
 

@@ -17,7 +17,9 @@ __all__ = ["command"]
 
 def command(
     conf: Conf,
-    release: Annotated[int | None, typer.Option(min=1, help="Release to verify; default: the current one.")] = None,
+    release: Annotated[
+        int | None, typer.Option(min=1, help="Release to verify; default: the current one.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
 ) -> None:
     """Re-hash everything that a release names; a damaged or missing file ends with exit 65."""
@@ -34,7 +36,9 @@ def command(
         if report.problems:
             shown = "; ".join(report.problems[:10])
             problem = f"{len(report.problems)} problems: {shown}"
-            raise CorruptArtifactError(config.root, problem, "`strata rollback`, or `strata run` to build what is missing again")
+            raise CorruptArtifactError(
+                config.root, problem, "`strata rollback`, or `strata run` to build what is missing again"
+            )
         return {"files": report.files, "bytes": report.bytes, "problems": []}
 
     finish(work)

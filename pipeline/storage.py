@@ -53,7 +53,7 @@ REFRESH_AGE = timedelta(hours=1)
 """A file older than this is written again when a worker needs it, so that a collector does not take it for an orphan."""
 
 STAGING = ".staging"
-"""Folder of unfinished files of a local store; no part of its content."""
+"""Folder of unfinished files of a local store; listed only by its own name, to clear what a crash left there."""
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ class LocalStore:
         base = self._folder / prefix
         found = [base] if base.is_file() else [p for p in base.rglob("*") if p.is_file()]
         for path in sorted(p.relative_to(self._folder).as_posix() for p in found):
-            if path.startswith(f"{STAGING}/"):
+            if path.startswith(f"{STAGING}/") and prefix != STAGING:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 yield self._info(path)

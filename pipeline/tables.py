@@ -10,7 +10,6 @@ is asserted on every file written. A file that another tool rewrote is detected 
 """
 
 import contextlib
-import contextlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -119,15 +119,18 @@ def joined_text(spec: RowSpec, columns: Mapping[str, pa.Array]) -> Converted:
     rows = len(columns[spec.id])
     if not found:
         return Converted(pa.nulls(rows, pa.string()), np.zeros(rows, dtype=np.bool_))
-    parts = [pc.if_else(pa.array(_is_blank(c.values)), pa.scalar(None, pa.string()), c.values) for c in found]
+    blank = [_is_blank(c.values) for c in found]
+    is_empty = np.logical_and.reduce(blank)
+    # The join skips nulls and, in pyarrow 26, leaves out a row that has nothing else: the first part keeps it in.
+    parts = [_nulled(c.values, is_blank) for c, is_blank in zip(found, blank, strict=True)]
+    parts[0] = pc.if_else(pa.array(is_empty), "", parts[0])
     joined = pc.binary_join_element_wise(*parts, spec.separator, null_handling="skip")
-    is_empty = np.logical_and.reduce([_mask(part.is_null()) for part in parts])
     bad = np.logical_or.reduce([c.bad for c in found])
     return Converted(_nulled(joined, is_empty), bad | is_empty if spec.embedding is None else bad)
 
 
 def _is_blank(values: pa.Array) -> Mask:
-    return _mask(pc.equal(values, "")) | _mask(pc.utf8_is_space(values))
+    return _mask(values.is_null()) | _mask(pc.equal(values, "")) | _mask(pc.utf8_is_space(values))
 
 
 def _strings(array: pa.Array) -> Converted:

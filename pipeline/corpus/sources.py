@@ -72,7 +72,8 @@ def content_of(store: Store, file: ObjectInfo) -> str:
 
 
 def _absolute(uri: str) -> str:
-    return uri.rstrip("/") if is_remote(uri) else str(Path(uri.removeprefix("file://")).absolute())
+    path = uri.removeprefix("file://")
+    return uri.rstrip("/") if "://" in path else str(Path(path).absolute())
 
 
 def _listed(uri: str, storage: StorageConfig) -> list[ObjectInfo]:

@@ -6,7 +6,7 @@ is good enough, `hashing` is the weightless twin for tests. Nothing here imports
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,9 +19,7 @@ from pipeline.embedding.model import BATCH_TOKENS, Dtype, LoadedModel, pick_devi
 from pipeline.embedding.model_source import resolve_model
 from pipeline.errors import ConfigError
 from pipeline.spaces.fingerprint import (
-    GIVEN_MODEL,
     EncoderIdentity,
-    check_same_space,
     hashing_identity,
     identify_folder,
 )
@@ -32,7 +30,6 @@ __all__ = [
     "TextEncoder",
     "identify_encoder",
     "load_encoder",
-    "load_query_encoder",
     "pick_device",
 ]
 
@@ -86,20 +83,18 @@ def load_encoder(
     dtype: Dtype,
     name: str | None = None,
     device: str | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     storage: StorageConfig | None = None,
 ) -> TextEncoder:
     """Load an encoder to work with for a long time.
-
-    Sets the number of torch threads of this process.
 
     Args:
         config: The encoder.
         dtype: What the transformer computes in, decided once for a root by `precision.choose_dtype`.
         name: Name of the encoder in the configuration; absent: the model source.
         device: `cpu`, `cuda`, `cuda:0`, …; absent: a GPU if there is one.
-        threads: CPU threads.
+        threads: CPU threads of torch in this process from now on; absent: left as they are.
         batch_tokens: Tokens of one batch, padding counted.
         storage: S3 settings for models on S3.
 
@@ -109,46 +104,14 @@ def load_encoder(
     """
     if config.model.startswith(HASHING_PREFIX):
         return HashingEncoder(config, name=name or config.model)
-    import torch
+    if threads is not None:
+        import torch
 
-    torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
     identity = identify_encoder(config, dtype=dtype, name=name, storage=storage)
     encoder = Encoder(config, identity, device=device, batch_tokens=batch_tokens, storage=storage)
     encoder.load_documents()
     return encoder
-
-
-def load_query_encoder(
-    recorded: Mapping[str, object],
-    *,
-    device: str | None = None,
-    storage: StorageConfig | None = None,
-) -> TextEncoder:
-    """The encoder for text queries against vectors whose encoder identity was recorded; threads stay as they are.
-
-    Args:
-        recorded: An `EncoderIdentity` as JSON, for example `encoder` of an index manifest.
-        device: As in `load_encoder`.
-        storage: S3 settings for models on S3.
-
-    Raises:
-        ConfigError: The model cannot be found here, needs code of its own, or the vectors were ready-made.
-        IncompatibleModelsError: The model found is not the one that made the vectors.
-    """
-    identity = EncoderIdentity.model_validate(recorded)
-    if identity.model == GIVEN_MODEL:
-        remedy = "search with vectors, or name an encoder"
-        raise ConfigError(str(identity), "the vectors were ready-made: no text can be encoded", remedy)
-    config = EncoderConfig(
-        **identity.model_dump(
-            include={"model", "query_model", "query_prompt", "document_prompt", "max_tokens", "dtype"}
-        )
-    )
-    found = identify_encoder(config, dtype=identity.dtype, name=identity.name, storage=storage)
-    check_same_space(identity, found, place=config.model)
-    if config.model.startswith(HASHING_PREFIX):
-        return HashingEncoder(config, name=identity.name)
-    return Encoder(config, found, device=device, storage=storage)
 
 
 class Encoder:

@@ -67,7 +67,7 @@ def choose_dtype(
     sample_texts: Sequence[str] = SAMPLE_TEXTS,
     *,
     device: str | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     storage: StorageConfig | None = None,
 ) -> ChosenDtype:
     """Decide what a model computes in: as configured, or bfloat16 if it is fast here and agrees with float32.
@@ -76,7 +76,7 @@ def choose_dtype(
         config: The encoder.
         sample_texts: Texts to compare on, at least one.
         device: Where the encoders of the run will work; absent: a GPU if there is one.
-        threads: CPU threads.
+        threads: As in `load_encoder`.
         storage: S3 settings for models on S3.
 
     Returns:

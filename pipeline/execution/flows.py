@@ -7,18 +7,14 @@ is read first of all, so that a slow run never undoes what another published mea
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from pipeline import postings
 from pipeline.artifacts import (
     AliasEntry,
     FileRef,
@@ -38,28 +34,17 @@ from pipeline.corpus import (
 )
 from pipeline.embedding.stage import Cache, encode_unit, open_cache, plan_units, store_given
 from pipeline.errors import QualityGateError
-from pipeline.evaluation.judging import gate_failures, judge_against_exact, judge_against_qrels
-from pipeline.evaluation.queries import Queries, read_qrels, read_queries
-from pipeline.evaluation.stage import (
-    encode_query_texts,
-    exact_bucket,
-    measure_search,
-    merge_exact,
-    read_query_vectors,
-    write_query_vectors,
-)
+from pipeline.evaluation.judging import gate_failures
 from pipeline.execution.encoders import EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import check_fits, estimate
-from pipeline.execution.progress import track
-from pipeline.execution.runner import Runner
-from pipeline.execution.work import Done, StoreSpec, Task, versions
-from pipeline.index.reader import IndexReader
+from pipeline.execution.judgement import judge
+from pipeline.execution.session import Session
+from pipeline.execution.work import StoreSpec, Task, versions
 from pipeline.index.stage import (
     VectorSource,
     build_segment,
     finish_partition,
     place_bucket,
-    sample_vectors,
     train_index,
 )
 from pipeline.index.training import sample_rows
@@ -78,53 +63,6 @@ from pipeline.storage import Store, canonical_json, open_store, split_uri
 from pipeline.tables import read_columns
 
 __all__ = ["run"]
-
-TUNING_QUERIES = 200
-"""Document vectors on which the number of probes is chosen; never the queries that are reported."""
-NEIGHBOURS = 100
-"""Depth of the exact rankings: recall@100 needs it."""
-
-
-@dataclass
-class _Run:
-    """One run under way: what it was started with, and what it has measured so far."""
-
-    config: Config
-    spec: StoreSpec
-    store: Store
-    runner: Runner
-    seconds: dict[str, float] = field(default_factory=dict)
-    tasks: int = 0
-    reused: int = 0
-    peak_mb: float = 0.0
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
-
-    def perform(
-        self, stage: str, tasks: Sequence[Task], *, encoder: EncoderInForce | None = None
-    ) -> Iterator[tuple[int, Done]]:
-        """Results as they finish, counted and shown."""
-        spec = encoder.spec if encoder is not None else None
-        finished = self.runner.run(tasks) if spec is None else self.runner.encode(tasks, spec)
-        for place, done in track(finished, label=stage, total=len(tasks)):
-            self.tasks += 1
-            self.reused += done.reused
-            self.peak_mb = max(self.peak_mb, done.peak_mb)
-            yield place, done
-
-    def outputs(
-        self, stage: str, tasks: Sequence[Task], *, encoder: EncoderInForce | None = None
-    ) -> list[StageOutput]:
-        """Results in the order of the tasks."""
-        with self.timed(stage):
-            found = dict(self.perform(stage, tasks, encoder=encoder))
-        return [found[place].output for place in range(len(tasks))]
 
 
 def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[str, Any]:
@@ -156,9 +94,9 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
         return _unchanged(current, time.perf_counter() - start)
     write_plan(store, plan)
     with runner_of() as runner:
-        this = _Run(config, spec, store, runner)
-        this.seconds["plan"] = round(time.perf_counter() - start, 3)
-        summary = _build_and_publish(this, plan, encoder, started_at, current, inputs)
+        session = Session(config, spec, store, runner)
+        session.seconds["plan"] = round(time.perf_counter() - start, 3)
+        summary = _build_and_publish(session, plan, encoder, started_at, current, inputs)
     mark_plan_done(store, plan)
     return summary
 
@@ -215,24 +153,24 @@ class _Documents:
 
 
 def _build_and_publish(
-    this: _Run,
+    session: Session,
     plan: Plan,
     encoder: EncoderInForce,
     started_at: AliasEntry | None,
     current: ReleaseRecord | None,
     inputs: str,
 ) -> dict[str, Any]:
-    cache = open_cache(this.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
-    documents = _read_documents(this, plan, encoder, cache)
-    encoded = _embed(this, documents, encoder, cache)
+    cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
+    documents = _read_documents(session, plan, encoder, cache)
+    encoded = _embed(session, documents, encoder, cache)
     source = VectorSource(documents.texts, cache, plan.attributes)
-    trained, manifest = _build(this, plan, encoder, documents, source)
-    manifest, measured = _judge(this, encoder, manifest, source, trained)
+    trained, manifest = _build(session, plan, encoder, documents, source)
+    manifest, measured = judge(session, encoder, manifest, source, trained)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,
         "vectors": documents.vectors,
-        **_changes(this, manifest, current),
+        **_changes(session, manifest, current),
         "encoded": encoded,
         "dead_letters": documents.num_dead_letters,
         "dead_letter_files": [ref.path for ref in documents.dead_letters],
@@ -243,11 +181,11 @@ def _build_and_publish(
         "inputs": inputs,
         "skipped": False,
     }
-    return _publish(this, manifest, summary, started_at, current)
+    return _publish(session, manifest, summary, started_at, current)
 
 
-def _read_documents(this: _Run, plan: Plan, encoder: EncoderInForce, cache: Cache) -> _Documents:
-    config = this.config
+def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache: Cache) -> _Documents:
+    config = session.config
     shape = {
         "corpus": config.corpus.model_dump(mode="json", exclude={"uri", "name", "error_budget"}),
         "attributes": plan.attributes,
@@ -275,8 +213,8 @@ def _read_documents(this: _Run, plan: Plan, encoder: EncoderInForce, cache: Cach
         )
         for s in plan.shards
     ]
-    with this.timed("read"):
-        shards = _within_budget(this, reads, plan)
+    with session.timed("read"):
+        shards = _within_budget(session, reads, plan)
     rows = [output.files["rows"] for output in shards]
     merges = [
         Task(
@@ -295,11 +233,11 @@ def _read_documents(this: _Run, plan: Plan, encoder: EncoderInForce, cache: Cach
         )
         for bucket in range(plan.document_buckets)
     ]
-    merged = this.outputs("merge", merges)
+    merged = session.outputs("merge", merges)
     letters = [
         output.files["dead_letters"] for output in [*shards, *merged] if "dead_letters" in output.files
     ]
-    _check_budget(this, plan, letters)
+    _check_budget(session, plan, letters)
     return _Documents(
         files=tuple(output.files["documents"] for output in merged),
         texts=tuple(output.files["texts"] for output in merged),
@@ -310,24 +248,26 @@ def _read_documents(this: _Run, plan: Plan, encoder: EncoderInForce, cache: Cach
     )
 
 
-def _within_budget(this: _Run, tasks: Sequence[Task], plan: Plan) -> list[StageOutput]:
+def _within_budget(session: Session, tasks: Sequence[Task], plan: Plan) -> list[StageOutput]:
     """Read shards until done, or until more rows are bad than the budget allows for the whole corpus."""
     found: dict[int, StageOutput] = {}
     letters: list[FileRef] = []
-    for place, done in this.perform("read", tasks):
+    for place, done in session.perform("read", tasks):
         found[place] = done.output
         if "dead_letters" in done.output.files:
             letters.append(done.output.files["dead_letters"])
-            _check_budget(this, plan, letters)
+            _check_budget(session, plan, letters)
     return [found[place] for place in range(len(tasks))]
 
 
-def _check_budget(this: _Run, plan: Plan, letters: Sequence[FileRef]) -> None:
+def _check_budget(session: Session, plan: Plan, letters: Sequence[FileRef]) -> None:
     bad = sum(ref.rows for ref in letters)
-    check_error_budget(this.store, this.config.corpus, rows=plan.rows, bad_rows=bad, dead_letters=letters)
+    check_error_budget(
+        session.store, session.config.corpus, rows=plan.rows, bad_rows=bad, dead_letters=letters
+    )
 
 
-def _embed(this: _Run, documents: _Documents, encoder: EncoderInForce, cache: Cache) -> int:
+def _embed(session: Session, documents: _Documents, encoder: EncoderInForce, cache: Cache) -> int:
     """Fill the cache; returns the number of texts encoded now."""
     buckets = range(cache.buckets)
     inputs = {"texts": documents.texts, "encoder": encoder.fingerprint}
@@ -340,9 +280,9 @@ def _embed(this: _Run, documents: _Documents, encoder: EncoderInForce, cache: Ca
             )
             for b in buckets
         ]
-        this.outputs("embed", tasks)
+        session.outputs("embed", tasks)
         return 0
-    unit_texts = this.config.embedding.unit_texts
+    unit_texts = session.config.embedding.unit_texts
     # What is missing depends on the cache, so that the plan of units is made anew each time: it has no receipt to reuse.
     attempt = uuid.uuid4().hex
     plans = [
@@ -353,7 +293,7 @@ def _embed(this: _Run, documents: _Documents, encoder: EncoderInForce, cache: Ca
         )
         for b in buckets
     ]
-    planned = this.outputs("embed", plans)
+    planned = session.outputs("embed", plans)
     units = [
         Task(
             "encode",
@@ -363,13 +303,13 @@ def _embed(this: _Run, documents: _Documents, encoder: EncoderInForce, cache: Ca
         for b, output in zip(buckets, planned, strict=True)
         for unit in output.files.values()
     ]
-    return _total(this.outputs("embed", units, encoder=encoder), "encoded")
+    return _total(session.outputs("embed", units, encoder=encoder), "encoded")
 
 
 def _build(
-    this: _Run, plan: Plan, encoder: EncoderInForce, documents: _Documents, source: VectorSource
+    session: Session, plan: Plan, encoder: EncoderInForce, documents: _Documents, source: VectorSource
 ) -> tuple[StageOutput, IndexManifest]:
-    config = this.config
+    config = session.config
     inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, "attributes": plan.attributes}
     rows = sample_rows(documents.vectors, config.layout)
     settings = {"layout": config.layout, "binarizer": config.binarizer, "seed": config.seed}
@@ -382,7 +322,7 @@ def _build(
         binarizer=config.binarizer,
         seed=config.seed,
     )
-    trained = this.outputs("train", [Task("train", {**inputs, **settings, "rows": rows}, train)])[0]
+    trained = session.outputs("train", [Task("train", {**inputs, **settings, "rows": rows}, train)])[0]
     places = [
         Task(
             "place",
@@ -391,7 +331,7 @@ def _build(
         )
         for b in range(source.cache.buckets)
     ]
-    placed = [output.files["placed"] for output in this.outputs("place", places)]
+    placed = [output.files["placed"] for output in session.outputs("place", places)]
     segments = [
         Task(
             "build",
@@ -400,9 +340,9 @@ def _build(
         )
         for no in range(int(trained.numbers["segments"]))
     ]
-    built = this.outputs("build", segments)
-    with this.timed("build"):
-        partition = finish_partition(this.store, built, trained.files, space=encoder.fingerprint)
+    built = session.outputs("build", segments)
+    with session.timed("build"):
+        partition = finish_partition(session.store, built, trained.files, space=encoder.fingerprint)
     manifest = IndexManifest(
         index="",
         corpus=config.corpus.identity,
@@ -416,7 +356,7 @@ def _build(
         num_documents=documents.documents,
         partitions=(partition,),
         search=SearchDefaults(probes=int(trained.numbers["lists"]), rerank=config.search.rerank),
-        statistics=_list_statistics(this.store, partition.directory),
+        statistics=_list_statistics(session.store, partition.directory),
     )
     return trained, manifest
 
@@ -431,146 +371,19 @@ def _list_statistics(store: Store, directory: FileRef) -> dict[str, float]:
     }
 
 
-# ------------------------------------------------------------------------------------------------ judging
-
-
-@dataclass(frozen=True)
-class _Judged:
-    """Queries that a release is reported on."""
-
-    vectors: NDArray[np.float32]
-    query_ids: tuple[str, ...]
-    own_documents: tuple[str | None, ...]
-    """For a document that stands in as a query: the document, which does not count as its own neighbour."""
-    recall_queries: tuple[str, ...]
-    """Those held against exact search."""
-    qrels: Mapping[str, Mapping[str, float]]
-
-
-def _judge(
-    this: _Run, encoder: EncoderInForce, manifest: IndexManifest, source: VectorSource, trained: StageOutput
-) -> tuple[IndexManifest, dict[str, Any]]:
-    """Choose the number of probes on document vectors, then measure the index on the queries."""
-    judged = _judged_queries(this, encoder, source)
-    tuning, _ = sample_vectors(this.store, source, TUNING_QUERIES, from_end=True)
-    asked = write_query_vectors(this.store, np.concatenate([judged.vectors, tuning]))
-    layout = trained.files["layout"]
-    inputs = {
-        "texts": source.texts,
-        "encoder": encoder.fingerprint,
-        "queries": asked,
-        "layout": layout,
-        "depth": NEIGHBOURS + 1,
-    }
-    tasks = [
-        Task(
-            "exact",
-            {**inputs, "bucket": b},
-            partial(
-                exact_bucket, source=source, bucket=b, queries=asked, layout=layout, depth=NEIGHBOURS + 1
-            ),
-        )
-        for b in range(source.cache.buckets)
-    ]
-    files = [output.files["exact"] for output in this.outputs("judge", tasks)]
-    with this.timed("judge"):
-        exact = merge_exact(this.store, files, asked.rows, depth=NEIGHBOURS + 1)
-        probes = this.config.search.probes or _tuned_probes(
-            this, tuning, exact[len(judged.vectors) :], manifest
-        )
-        manifest = _identified(
-            manifest.model_copy(
-                update={"search": SearchDefaults(probes=probes, rerank=manifest.search.rerank)}
-            )
-        )
-        reader = IndexReader(this.store, manifest)
-        rankings, costs = measure_search(reader, judged.vectors, k=NEIGHBOURS + 1)
-        found = _without_self(judged, rankings)
-        truth = _without_self(judged, [list(e.doc_ids) for e in exact[: len(judged.vectors)]])
-        numbers = judge_against_exact(found, {q: truth[q] for q in judged.recall_queries})
-        if judged.qrels:
-            numbers |= judge_against_qrels(found, truth, judged.qrels)
-    rounded = {name: round(value, 4) for name, value in (numbers | costs).items()}
-    return manifest, {**rounded, "probes": probes, "rerank": manifest.search.rerank}
-
-
-def _tuned_probes(
-    this: _Run, tuning: NDArray[np.float32], exact: Sequence[Any], manifest: IndexManifest
-) -> int:
-    """Fewest probes that reach the lists of the wanted share of true neighbours; a query's own list does not count."""
-    heads = IndexReader(this.store, manifest).heads()
-    ranks = []
-    for distances, neighbours in zip(postings.head_distances(tuning, heads), exact, strict=True):
-        rank_of = np.empty(len(heads), dtype=np.int64)
-        rank_of[np.argsort(distances, kind="stable")] = np.arange(len(heads))
-        ranks.append(rank_of[list(neighbours.list_nos[1:11])])
-    return postings.probes_for_coverage(np.concatenate(ranks), this.config.search.target_coverage)
-
-
-def _identified(manifest: IndexManifest) -> IndexManifest:
-    """The manifest under the hash of its content."""
-    content = canonical_json(manifest.model_dump(mode="json", exclude={"index"}))
-    return manifest.model_copy(update={"index": hashlib.sha256(content).hexdigest()[:32]})
-
-
-def _judged_queries(this: _Run, encoder: EncoderInForce, source: VectorSource) -> _Judged:
-    evaluation = this.config.evaluation
-    if evaluation.queries is None:
-        return _document_queries(this, source)
-    queries = read_queries(evaluation.queries, this.config.storage)
-    qrels = read_qrels(evaluation.qrels, this.config.storage) if evaluation.qrels is not None else {}
-    by_hash = sorted(
-        range(len(queries)), key=lambda i: hashlib.sha256(queries.query_ids[i].encode()).digest()
-    )
-    sample = {queries.query_ids[i] for i in by_hash[: evaluation.sample_queries]}
-    judged = {q for q in queries.query_ids if q in qrels}
-    recall = {q for q in judged or sample if q in sample} or judged
-    kept = queries.subset([i for i, q in enumerate(queries.query_ids) if q in recall | judged])
-    vectors = _query_vectors(this, kept, encoder)
-    return _Judged(
-        vectors,
-        kept.query_ids,
-        (None,) * len(kept),
-        tuple(sorted(recall)),
-        {q: qrels[q] for q in kept.query_ids if q in qrels},
-    )
-
-
-def _document_queries(this: _Run, source: VectorSource) -> _Judged:
-    """Document vectors as queries, other ones than those that tune."""
-    wanted = this.config.evaluation.sample_queries
-    vectors, doc_ids = sample_vectors(this.store, source, wanted + TUNING_QUERIES, from_end=True)
-    vectors, names = vectors[:wanted], tuple(doc_ids[:wanted])
-    return _Judged(vectors, names, names, names, {})
-
-
-def _query_vectors(this: _Run, queries: Queries, encoder: EncoderInForce) -> NDArray[np.float32]:
-    if queries.vectors is not None:
-        return queries.vectors / np.linalg.norm(queries.vectors, axis=1, keepdims=True)
-    inputs = {"texts": queries.texts, "encoder": encoder.fingerprint}
-    task = Task("queries", inputs, partial(encode_query_texts, texts=queries.texts or ()))
-    output = this.outputs("judge", [task], encoder=encoder)[0]
-    return read_query_vectors(this.store, output.files["queries"])
-
-
-def _without_self(judged: _Judged, rankings: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    pairs = zip(judged.query_ids, judged.own_documents, rankings, strict=True)
-    return {query: [doc for doc in ranking if doc != own][:NEIGHBOURS] for query, own, ranking in pairs}
-
-
 # ------------------------------------------------------------------------------------------------ publishing
 
 
-def _changes(this: _Run, manifest: IndexManifest, current: ReleaseRecord | None) -> dict[str, int]:
+def _changes(session: Session, manifest: IndexManifest, current: ReleaseRecord | None) -> dict[str, int]:
     """Documents added, changed and removed since the current release."""
     if current is None:
         return {"added": manifest.num_documents, "changed": 0, "removed": 0}
-    before = read_manifest(this.store, current)
+    before = read_manifest(session.store, current)
     tables = [
-        (read_columns(this.store, ref.path) for ref in files)
+        (read_columns(session.store, ref.path) for ref in files)
         for files in (before.documents, manifest.documents)
     ]
-    with this.timed("compare"):
+    with session.timed("compare"):
         changes = count_changes(*tables)
     return {"added": changes.added, "changed": changes.changed, "removed": changes.removed}
 
@@ -596,7 +409,7 @@ def _sizes(manifest: IndexManifest) -> dict[str, Any]:
 
 
 def _publish(
-    this: _Run,
+    session: Session,
     manifest: IndexManifest,
     summary: dict[str, Any],
     started_at: AliasEntry | None,
@@ -604,27 +417,29 @@ def _publish(
 ) -> dict[str, Any]:
     data = canonical_json(manifest.model_dump(mode="json"))
     path = f"indexes/{manifest.index}/manifest.json"
-    this.store.write(path, data)
+    session.store.write(path, data)
     ref = FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     before = int(str(current.summary.get("documents", 0))) if current is not None else 0
-    failures = gate_failures(this.config.gates, summary, removed=summary["removed"], documents_before=before)
+    failures = gate_failures(
+        session.config.gates, summary, removed=summary["removed"], documents_before=before
+    )
     if failures:
         problem = "not published: " + "; ".join(failures)
         raise QualityGateError(
             f"index {manifest.index}", problem, "the current release stays; change the index or the gates"
         )
-    this.seconds["total"] = round(sum(this.seconds.values()), 3)
+    session.seconds["total"] = round(sum(session.seconds.values()), 3)
     summary |= {
-        "seconds": this.seconds,
-        "tasks": this.tasks,
-        "tasks_reused": this.reused,
-        "peak_worker_mb": round(this.peak_mb),
+        "seconds": session.seconds,
+        "tasks": session.tasks,
+        "tasks_reused": session.reused,
+        "peak_worker_mb": round(session.peak_mb),
     }
-    if was_withdrawn(this.store, manifest.index):
+    if was_withdrawn(session.store, manifest.index):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}
     record = publish(
-        this.store,
+        session.store,
         manifest,
         ref,
         summary,

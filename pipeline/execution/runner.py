@@ -161,9 +161,7 @@ class _EncoderActor:
         self._encoder = _load(spec, device)
 
     def perform(self, task: Task) -> Done:
-        return perform(
-            task, self._store, self._spec.embedding.threads_per_actor, self._encoder
-        )
+        return perform(task, self._store, self._spec.embedding.threads_per_actor, self._encoder)
 
 
 def _start(config: ClusterConfig) -> None:

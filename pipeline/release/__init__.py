@@ -1,23 +1,53 @@
-import json, hashlib
-from pipeline.artifacts import *
-from pipeline.storage import Log, canonical_json
-def claim_root(store, corpus): pass
-def read_alias(store):
-    log=Log(store,'aliases/current'); n=log.newest()
-    return AliasEntry.model_validate(log.read(n)) if n else None
-def read_release(store,n): return ReleaseRecord.model_validate(json.loads(store.read(f'releases/{n}.json')))
-def read_manifest(store, rec): return IndexManifest.model_validate(json.loads(store.read(rec.manifest.path)))
-def write_plan(store, plan): pass
-def mark_plan_done(store, plan): pass
-def was_withdrawn(store, index): return False
-def files_are_there(store, rec): return True
-def publish(store, manifest, ref, summary, *, started_at, now, token):
-    seq=(started_at.seq if started_at else 0)+1
-    rec=ReleaseRecord(release=seq,index=manifest.index,manifest=ref,created=now.isoformat(),summary=summary)
-    store.write(f'releases/{seq}.json', canonical_json(rec.model_dump(mode='json')))
-    Log(store,'aliases/current').append(seq, AliasEntry(seq=seq,release=seq,follows=seq-1,token=token,reason='publish',created=now.isoformat()).model_dump(mode='json'))
-    return rec
-def collect(*a,**k): ...
-def verify(*a,**k): ...
-def rollback(*a,**k): ...
-def describe(*a): return {}
+"""Releases: publish an index, move the alias, roll back, retire, collect, verify.
+
+records.py     what is small and named by number: root.json, release records, the alias, plans
+history.py     what the alias's entries mean: what is current, what was withdrawn, where to roll back to (pure)
+publishing.py  moves of the alias: publish, roll back; and retirement
+collecting.py  deletes what nothing names; the only code that lists a folder of the root
+verifying.py   reads back and hashes everything that a release names
+
+Data first, manifest next, release record after it, alias last: whatever crashes in between, readers see the old release
+or the new one.
+"""
+
+from pipeline.release.collecting import CollectReport, collect
+from pipeline.release.history import History
+from pipeline.release.publishing import publish, retire, rollback
+from pipeline.release.records import (
+    claim_root,
+    describe,
+    files_are_there,
+    list_releases,
+    live_plans,
+    mark_plan_done,
+    read_alias,
+    read_history,
+    read_manifest,
+    read_release,
+    was_withdrawn,
+    write_plan,
+)
+from pipeline.release.verifying import VerifyReport, verify
+
+__all__ = [
+    "CollectReport",
+    "History",
+    "VerifyReport",
+    "claim_root",
+    "collect",
+    "describe",
+    "files_are_there",
+    "list_releases",
+    "live_plans",
+    "mark_plan_done",
+    "publish",
+    "read_alias",
+    "read_history",
+    "read_manifest",
+    "read_release",
+    "retire",
+    "rollback",
+    "verify",
+    "was_withdrawn",
+    "write_plan",
+]

@@ -1,6 +1,7 @@
 """The whole road in this process: corpus → release → search, changed corpora, gates, crashes; local and on S3."""
 
 import json
+from datetime import UTC, datetime, timedelta
 
 import duckdb
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.execution.runner import InlineRunner
 from pipeline.execution.searching import search_file
 from pipeline.execution.work import StoreSpec
 from pipeline.index.reader import load_manifest
-from pipeline.release import collect, verify
+from pipeline.release import collect, rollback, verify
 from pipeline.storage import LocalStore, Log, open_store
 
 from tests.integration.roads import (
@@ -46,11 +47,17 @@ def _texts(rows):
 
 
 def _results(root, texts, **more):
-    return [[(hit.doc_id, hit.score) for hit in hits] for hits in open_release(str(root)).search(texts, **more)]
+    return [
+        [(hit.doc_id, hit.score) for hit in hits] for hits in open_release(str(root)).search(texts, **more)
+    ]
 
 
 def _partitions(root):
-    return {path: data for path, data in data_files(open_store(str(root))).items() if path.startswith("partitions/")}
+    return {
+        path: data
+        for path, data in data_files(open_store(str(root))).items()
+        if path.startswith("partitions/")
+    }
 
 
 def test_a_first_run_publishes_release_one_and_counts_everything(built):
@@ -86,7 +93,9 @@ def test_everything_a_release_names_verifies(built):
 def _changed(rows):
     """1 % inserted at the top, 1 % edited, 1 % deleted."""
     inserted = [{**row, "_id": f"new-{i}"} for i, row in enumerate(rows_of(9, seed=77))]
-    edited = [{**row, "text": row["text"] + " edited"} if i % 100 == 50 else row for i, row in enumerate(rows)]
+    edited = [
+        {**row, "text": row["text"] + " edited"} if i % 100 == 50 else row for i, row in enumerate(rows)
+    ]
     return inserted + [row for i, row in enumerate(edited) if i % 100 != 20]
 
 
@@ -116,7 +125,9 @@ def test_a_changed_attribute_counts_as_a_change_and_encodes_nothing(tmp_path):
     write_parquet(tmp_path / "corpus.parquet", rows)
     summary = run_inline(config)
     assert (summary["changed"], summary["encoded"]) == (1, 0)
-    assert [hit.doc_id for hit in open_release(config.root).search("stone1", filter="year = 1900")[0]] == [rows[3]["_id"]]
+    assert [hit.doc_id for hit in open_release(config.root).search("stone1", filter="year = 1900")[0]] == [
+        rows[3]["_id"]
+    ]
 
 
 def test_equal_texts_are_encoded_once(tmp_path):
@@ -166,12 +177,19 @@ def test_the_road_on_s3_writes_the_same_index_as_on_a_local_folder(built, tmp_pa
     assert run_inline(remote)["skipped"] is True
     assert verify(root, None).problems == ()
     found = open_release(remote.root, storage=remote.storage).search(_texts(rows_of(5)))
-    assert [[(h.doc_id, h.score) for h in hits] for hits in found] == _results(config.root, _texts(rows_of(5)))
+    assert [[(h.doc_id, h.score) for h in hits] for hits in found] == _results(
+        config.root, _texts(rows_of(5))
+    )
 
 
 def test_an_index_below_the_gate_is_not_published(built, tmp_path):
     write_parquet(tmp_path / "corpus.parquet", rows_of(300))
-    content = settings(tmp_path / "root", tmp_path / "corpus.parquet", gates={"min_recall_at_10": 1.0}, search={"probes": 1, "rerank": 0})
+    content = settings(
+        tmp_path / "root",
+        tmp_path / "corpus.parquet",
+        gates={"min_recall_at_10": 1.0},
+        search={"probes": 1, "rerank": 0},
+    )
     config = configured(tmp_path, content)
     with pytest.raises(QualityGateError, match=r"recall_at_10 is 0\.\d+, must be at least 1\.0000") as caught:
         run_inline(config)
@@ -201,7 +219,11 @@ def test_bad_rows_are_set_aside_with_their_place_and_the_rest_is_published(tmp_p
     config = configured(tmp_path, content)
     summary = run_inline(config)
     assert (summary["documents"], summary["dead_letters"]) == (297, 3)
-    letters = [row for path in summary["dead_letter_files"] for row in pq.read_table(f"{config.root}/{path}").to_pylist()]
+    letters = [
+        row
+        for path in summary["dead_letter_files"]
+        for row in pq.read_table(f"{config.root}/{path}").to_pylist()
+    ]
     assert sorted(row["row"] for row in letters) == [7, 11, 250]
     assert {row["row"]: row["reason"] for row in letters}[7] == "id is null"
     assert "duplicate of" in {row["row"]: row["reason"] for row in letters}[250]
@@ -288,7 +310,9 @@ def test_a_run_does_not_undo_what_was_published_after_it_started(tmp_path):
     write_parquet(tmp_path / "corpus.parquet", rows_of(120))
     config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
     spec = StoreSpec(config.root, config.storage)
-    faster = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", binarizer={"bytes": 8}))
+    faster = configured(
+        tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", binarizer={"bytes": 8})
+    )
 
     class Overtaken(Inline):
         def __enter__(self):
@@ -304,8 +328,6 @@ def test_a_run_does_not_undo_what_was_published_after_it_started(tmp_path):
 
 
 def test_a_rolled_back_index_is_not_published_again_by_a_rerun(tmp_path):
-    from pipeline.release import rollback
-
     rows = rows_of(150)
     write_parquet(tmp_path / "corpus.parquet", rows)
     config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
@@ -313,7 +335,7 @@ def test_a_rolled_back_index_is_not_published_again_by_a_rerun(tmp_path):
     write_parquet(tmp_path / "corpus.parquet", rows[:-1])
     run_inline(config)
     store = open_store(config.root)
-    rollback(store, None)
+    rollback(store, now=datetime.now(UTC), token="test")
     assert open_release(config.root).number == 1
     summary = run_inline(config)
     assert summary["published"] is False
@@ -399,7 +421,9 @@ def test_numpy_and_pread_alone_find_what_search_finds(built, tmp_path):
             continue
         path, part = lists[row["segment"]], slice(row["first_entry"], row["first_entry"] + row["num_entries"])
         code = column(path, "code", np.uint8, code_bytes).reshape(-1, code_bytes)[part]
-        factor, offset = (column(path, name, np.float16, 2)[part].astype(np.float32) for name in ("factor", "offset"))
+        factor, offset = (
+            column(path, name, np.float16, 2)[part].astype(np.float32) for name in ("factor", "offset")
+        )
         at = column(path, "row", np.int32, 4)[part]
         value, start = np.zeros((len(code), card["levels"][0]), np.float32), 0
         for t, m in enumerate(card["levels"]):
@@ -409,12 +433,23 @@ def test_numpy_and_pread_alone_find_what_search_finds(built, tmp_path):
                 if t < levels:
                     value[:, a:b] += weights["weights"][i, t] * signs[:, a:b]
         scores = (value @ rotated) * factor + offset
-        candidates += [(score, row["segment"], r) for score, r in zip(scores.tolist(), at.tolist(), strict=True)]
+        candidates += [
+            (score, row["segment"], r) for score, r in zip(scores.tolist(), at.tolist(), strict=True)
+        ]
     best = sorted(candidates, reverse=True)[: manifest["search"]["rerank"]]
     hits = []
     for _, segment, r in best:
-        vector = column(vectors[segment], "embedding", np.float16, 2 * dims).reshape(-1, dims)[r].astype(np.float32)
-        hits.append((float(vector @ query), pq.read_table(root / vectors[segment], columns=["doc_id"])["doc_id"][r].as_py()))
+        vector = (
+            column(vectors[segment], "embedding", np.float16, 2 * dims)
+            .reshape(-1, dims)[r]
+            .astype(np.float32)
+        )
+        hits.append(
+            (
+                float(vector @ query),
+                pq.read_table(root / vectors[segment], columns=["doc_id"])["doc_id"][r].as_py(),
+            )
+        )
     wanted = [name for _, name in sorted(hits, reverse=True)[:10]]
     assert [hit.doc_id for hit in open_release(str(root)).search(query)[0]] == wanted
 
@@ -437,7 +472,15 @@ def test_search_file_writes_ranked_results_for_queries_with_and_without_filters(
         {"query_id": "none", "text": "stone1", "filter": "year = 1"},
     ]
     pl.DataFrame(asked).write_parquet(tmp_path / "q.parquet")
-    summary = search_file(config, queries=str(tmp_path / "q.parquet"), out=str(tmp_path / "r.parquet"), k=7, exact=False, rerank=None, encoder=None)
+    summary = search_file(
+        config,
+        queries=str(tmp_path / "q.parquet"),
+        out=str(tmp_path / "r.parquet"),
+        k=7,
+        exact=False,
+        rerank=None,
+        encoder=None,
+    )
     assert set(summary) >= {"queries", "seconds", "bytes_read", "lists_probed", "partitions_opened", "rounds"}
     found = pl.read_parquet(tmp_path / "r.parquet")
     assert found.columns == ["query_id", "rank", "doc_id", "score", "release"]
@@ -452,8 +495,6 @@ def test_search_file_writes_ranked_results_for_queries_with_and_without_filters(
 
 
 def test_gc_after_many_changes_keeps_what_serves_and_frees_the_rest(tmp_path):
-    from datetime import UTC, datetime, timedelta
-
     rows = rows_of(150)
     config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
     for cut in range(4):

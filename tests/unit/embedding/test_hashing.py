@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import EncoderConfig
-from pipeline.embedding.encoder import identify_encoder, load_encoder, load_query_encoder
+from pipeline.embedding.encoder import identify_encoder, load_encoder
 from pipeline.embedding.precision import ChosenDtype, choose_dtype
-from pipeline.errors import ConfigError, IncompatibleModelsError
+from pipeline.errors import ConfigError
 
 CONFIG = EncoderConfig(model="hashing:64")
 
@@ -60,17 +60,3 @@ def test_it_computes_in_float32_whatever_is_configured() -> None:
 def test_a_width_that_is_no_multiple_of_8_is_refused(dims: str) -> None:
     with pytest.raises(ConfigError, match="expected a positive multiple of 8"):
         load_encoder(EncoderConfig(model=f"hashing:{dims}"), dtype="float32")
-
-
-def test_a_recorded_identity_brings_the_query_encoder_back() -> None:
-    config = EncoderConfig(model="hashing:64", query_prompt="question ", max_tokens=9)
-    encoder = load_encoder(config, dtype="float32", name="h")
-    again = load_query_encoder(encoder.identity.model_dump(mode="json"))
-    assert again.identity == encoder.identity
-    np.testing.assert_array_equal(again.encode_queries(["fox"]), encoder.encode_queries(["fox"]))
-
-
-def test_a_recorded_identity_that_the_model_no_longer_has_is_refused() -> None:
-    recorded = load_encoder(CONFIG, dtype="float32").identity.model_dump(mode="json")
-    with pytest.raises(IncompatibleModelsError):
-        load_query_encoder({**recorded, "fingerprint": "0" * 64})

@@ -1,0 +1,58 @@
+"""One run under way: what it was started with, and what it has measured so far."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pipeline.artifacts import StageOutput
+from pipeline.config import Config
+from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.progress import track
+from pipeline.execution.runner import Runner
+from pipeline.execution.work import Done, StoreSpec, Task
+from pipeline.storage import Store
+
+__all__ = ["Session"]
+
+
+@dataclass
+class Session:
+    """One run under way: what it was started with, and what it has measured so far."""
+
+    config: Config
+    spec: StoreSpec
+    store: Store
+    runner: Runner
+    seconds: dict[str, float] = field(default_factory=dict)
+    tasks: int = 0
+    reused: int = 0
+    peak_mb: float = 0.0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
+
+    def perform(
+        self, stage: str, tasks: Sequence[Task], *, encoder: EncoderInForce | None = None
+    ) -> Iterator[tuple[int, Done]]:
+        """Results as they finish, counted and shown."""
+        spec = encoder.spec if encoder is not None else None
+        finished = self.runner.run(tasks) if spec is None else self.runner.encode(tasks, spec)
+        for place, done in track(finished, label=stage, total=len(tasks)):
+            self.tasks += 1
+            self.reused += done.reused
+            self.peak_mb = max(self.peak_mb, done.peak_mb)
+            yield place, done
+
+    def outputs(
+        self, stage: str, tasks: Sequence[Task], *, encoder: EncoderInForce | None = None
+    ) -> list[StageOutput]:
+        """Results in the order of the tasks."""
+        with self.timed(stage):
+            found = dict(self.perform(stage, tasks, encoder=encoder))
+        return [found[place].output for place in range(len(tasks))]

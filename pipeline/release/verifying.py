@@ -1,0 +1,154 @@
+"""Read back everything that a release names, and say what is not as recorded."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.artifacts import FileRef, IndexManifest, Partition, ReleaseRecord, Segment
+from pipeline.errors import CorruptArtifactError, DataError, MissingFileError
+from pipeline.release.history import find_gaps
+from pipeline.release.records import (
+    list_releases,
+    named_files,
+    read_alias,
+    read_history,
+    read_manifest,
+    read_release,
+)
+from pipeline.storage import READ_CHUNK_BYTES, Store
+from pipeline.tables import open_parquet, read_columns
+
+__all__ = ["VerifyReport", "verify"]
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What was read, and what is wrong with it."""
+
+    files: int
+    bytes: int
+    problems: tuple[str, ...]
+
+
+def verify(store: Store, release: ReleaseRecord | None = None) -> VerifyReport:
+    """Hash all files of a release and check that they fit together; the alias's log too.
+
+    Args:
+        store: The root.
+        release: The release; None: the current one.
+
+    Raises:
+        MissingFileError: Nothing is published.
+    """
+    record = release if release is not None else _current(store)
+    problems = list(_log_problems(store))
+    try:
+        manifest = read_manifest(store, record)
+    except DataError as error:
+        return VerifyReport(0, 0, (*problems, str(error)))
+    refs = {ref.path: ref for ref in named_files(manifest)}
+    damage = [problem for ref in refs.values() for problem in _file_problems(store, ref)]
+    # What fits together is asked only of files that are whole.
+    damage = damage or list(_layout_problems(store, manifest))
+    size = record.manifest.bytes + sum(ref.bytes for ref in refs.values())
+    return VerifyReport(1 + len(refs), size, (*problems, *damage))
+
+
+def _current(store: Store) -> ReleaseRecord:
+    entry = read_alias(store)
+    if entry is None:
+        raise MissingFileError(store.uri, "no release is published here", "run `strata run CONF` first")
+    return read_release(store, entry.release)
+
+
+def _log_problems(store: Store) -> list[str]:
+    try:
+        releases = [record.release for record in list_releases(store)]
+        return find_gaps(read_history(store).entries, releases)
+    except DataError as error:
+        return [str(error)]
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _file_problems(store: Store, ref: FileRef) -> Iterator[str]:
+    place = f"{store.uri}/{ref.path}"
+    try:
+        digest, size = _digest(store, ref.path)
+    except MissingFileError:
+        yield f"{place}: missing"
+        return
+    if size != ref.bytes:
+        yield f"{place}: expected {ref.bytes} bytes, found {size}"
+    elif digest != ref.sha256:
+        yield f"{place}: expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…"
+    elif ref.path.endswith(".parquet"):
+        yield from _row_problems(store, ref)
+
+
+def _digest(store: Store, path: str) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    with store.open_input(path) as stream:
+        while data := stream.read(READ_CHUNK_BYTES):
+            digest.update(data)
+            size += len(data)
+    return digest.hexdigest(), size
+
+
+def _row_problems(store: Store, ref: FileRef) -> Iterator[str]:
+    try:
+        with open_parquet(store, ref.path) as file:
+            rows = file.metadata.num_rows
+    except CorruptArtifactError as error:
+        yield str(error)
+        return
+    if rows != ref.rows:
+        yield f"{store.uri}/{ref.path}: expected {ref.rows} rows, found {rows}"
+
+
+# ------------------------------------------------------------------------------------------------ layout
+
+
+def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
+    for partition in manifest.partitions:
+        place = f"{store.uri}/{partition.directory.path}"
+        directory = read_columns(store, partition.directory.path)
+        yield from (f"{place}: {problem}" for problem in _directory_problems(partition, directory))
+        for segment in partition.segments:
+            yield from _segment_problems(store, segment)
+        rows = sum(segment.vectors.rows for segment in partition.segments)
+        if rows != partition.rows:
+            yield f"partition {partition.partition_id}: expected {partition.rows} rows, found {rows}"
+
+
+def _directory_problems(partition: Partition, directory: pa.Table) -> Iterator[str]:
+    """Whether the posting lists of each segment cover its lists file, one after the other."""
+    names = ("segment", "list_no", "first_entry", "num_entries")
+    segment_nos, list_nos, first, counts = (directory[name].to_numpy() for name in names)
+    if len(list_nos) and not 0 <= list_nos.min() <= list_nos.max() < partition.heads.rows:
+        yield f"names lists beyond the {partition.heads.rows} heads"
+    if len(segment_nos) and not 0 <= segment_nos.min() <= segment_nos.max() < len(partition.segments):
+        yield f"names segments beyond the {len(partition.segments)} of the partition"
+    for no, segment in enumerate(partition.segments):
+        rows = np.flatnonzero(segment_nos == no)
+        rows = rows[np.argsort(first[rows], kind="stable")]
+        stops = np.cumsum(counts[rows])
+        covers = np.array_equal(first[rows], stops - counts[rows]) and len(set(list_nos[rows])) == len(rows)
+        if not covers or stops[-1:].sum() != segment.lists.rows:
+            yield f"its lists do not cover the {segment.lists.rows} entries of segment {no} once"
+
+
+def _segment_problems(store: Store, segment: Segment) -> Iterator[str]:
+    """Whether every vector of a segment is the target of exactly one entry."""
+    place, rows = f"{store.uri}/{segment.lists.path}", segment.vectors.rows
+    targets = read_columns(store, segment.lists.path, ["row"])["row"].to_numpy()
+    if len(targets) and not 0 <= targets.min() <= targets.max() < rows:
+        yield f"{place}: entries point beyond the {rows} vectors"
+        return
+    wrong = int((np.bincount(targets, minlength=rows) != 1).sum())
+    if wrong:
+        yield f"{place}: {wrong} of {rows} vectors are not in exactly one list"

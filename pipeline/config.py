@@ -188,7 +188,7 @@ class SearchConfig(_Strict):
 
     probes: int | None = Field(None, ge=1)
     """Posting lists per query; absent: tuned at build time to `target_coverage`."""
-    target_coverage: float = Field(0.985, gt=0, le=1)
+    target_coverage: float = Field(0.95, gt=0, le=1)
     """Share of the true ten nearest that the probed lists must hold, on a tuning sample of document vectors."""
     rerank: int = Field(100, ge=0)
     """Candidates scored again with float16 vectors; 0: codes only."""

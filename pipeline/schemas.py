@@ -19,7 +19,9 @@ VECTOR_ID = pa.binary(16)
 """12 bytes of hash(doc_id), then the chunk number, big endian: chunks of a document sort together."""
 TEXT_HASH = pa.binary(16)
 
-RAW_COLUMNS = frozenset({"vector_id", "text_hash", "embedding", "head", "radius", "code", "factor", "offset", "row"})
+RAW_COLUMNS = frozenset(
+    {"vector_id", "text_hash", "embedding", "head", "radius", "code", "factor", "offset", "row"}
+)
 """Columns written uncompressed, PLAIN, one page per chunk, so that rows are read by byte range."""
 
 RESERVED_COLUMNS = frozenset({"vector_id", "doc_id", "chunk_no", "text", "text_hash", "embedding", "bucket"})

@@ -106,15 +106,15 @@ def fit_weights(values: NDArray[np.float64], num_levels: int) -> NDArray[np.floa
     Returns:
         (num_levels,) positive, falling.
     """
-    powers = 2.0 ** (num_levels - 2 - np.arange(num_levels))
-    weights: NDArray[np.float64] = GAUSSIAN_STEPS[num_levels - 1] * powers
+    powers = np.exp2(num_levels - 2.0 - np.arange(num_levels))
+    weights: NDArray[np.float64] = np.multiply(powers, GAUSSIAN_STEPS[num_levels - 1], dtype=np.float64)
     scale = float(np.sqrt(np.square(values).mean()))
     if len(values) < MIN_WEIGHT_VALUES or scale == 0:
         return weights
-    values = values / scale
+    values = values * (1 / scale)
     for _ in range(WEIGHT_ITERATIONS):
         signs = _successive_signs(values, weights)
-        fitted = np.linalg.lstsq(signs @ signs.T, signs @ values, rcond=None)[0]
+        fitted: NDArray[np.float64] = np.linalg.lstsq(signs @ signs.T, signs @ values, rcond=None)[0]
         # Odd distributions can turn the order of the levels round; greedy signs need it.
         if fitted[-1] <= 0 or np.any(np.diff(fitted) >= 0):
             break

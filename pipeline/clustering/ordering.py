@@ -27,16 +27,24 @@ def order_depth_first(heads: NDArray[np.float32]) -> NDArray[np.int64]:
     """
     order: list[int] = []
     nodes = [np.arange(len(heads))] if len(heads) else []
+    # The first list is sought at an end: from the middle, one side would have to be jumped over later.
+    last = _farthest_from_mean(heads) if len(heads) else heads
     while nodes:
         node = nodes.pop()
         if len(node) == 1:
             order.append(int(node[0]))
+            last = heads[order[-1]]
             continue
         near, far = _cut(heads, node)
-        if order and _is_nearer(heads, heads[order[-1]], far, near):
+        if _is_nearer(heads, last, far, near):
             near, far = far, near
         nodes += [far, near]
     return np.array(order, dtype=np.int64)
+
+
+def _farthest_from_mean(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    farthest: NDArray[np.float32] = x[np.argmax(np.square(x - x.mean(axis=0)).sum(axis=1))]
+    return farthest
 
 
 def _cut(heads: NDArray[np.float32], node: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -45,7 +45,12 @@ def family_of(kind: pa.DataType) -> str:
         return family_of(kind.value_type)
     if _is_list(kind):
         inner = family_of(kind.value_type)
-        named = {"string": "list<string>", "int": LIST_OF_NUMBERS, "float": LIST_OF_NUMBERS}
+        named = {
+            "string": "list<string>",
+            "null": "list<string>",
+            "int": LIST_OF_NUMBERS,
+            "float": LIST_OF_NUMBERS,
+        }
         return named.get(inner, f"list<{inner}>")
     families: list[tuple[Callable[[pa.DataType], bool], str]] = [
         (_is_string, "string"),

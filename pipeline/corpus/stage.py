@@ -115,6 +115,8 @@ def merge_documents(
         DataError: Two document ids have one hash.
     """
     table = pa.concat_tables([read_bucket(store, ref.path, bucket) for ref in shard_rows_files])
+    # The footer of a shard's file came along as metadata, and would go into the files written here.
+    table = table.replace_schema_metadata(None)
     winners, is_kept = first_wins(table)
     dropped = np.flatnonzero(~is_kept & (table["chunk_no"].to_numpy() == 0))
     duplicates = letters_of_duplicates(table, dropped, winners[dropped], plan)

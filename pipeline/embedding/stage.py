@@ -126,7 +126,9 @@ def store_given(store: Store, cache: Cache, bucket: int, texts: Sequence[FileRef
     return StageOutput(files=files, numbers={"texts": table.num_rows, "missing": missing.num_rows})
 
 
-def encode_unit(store: Store, encoder: TextEncoder, *, cache: Cache, bucket: int, unit: FileRef) -> StageOutput:
+def encode_unit(
+    store: Store, encoder: TextEncoder, *, cache: Cache, bucket: int, unit: FileRef
+) -> StageOutput:
     """Encode the texts of one unit and add them to the cache.
 
     Args:

@@ -3,6 +3,7 @@
 Also `measure_search`, which runs an index over the queries and counts what that cost.
 """
 
+import itertools
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline import clustering
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.index.reader import IndexReader, QueryEncoder
-from pipeline.index.scoring import best_documents
+from pipeline.index.scoring import Candidates, RunningBest, best_documents
 from pipeline.index.stage import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
 from pipeline.storage import Store
@@ -79,37 +80,30 @@ def exact_bucket(
     """
     wanted = read_query_vectors(store, queries)
     heads = to_matrix(read_columns(store, layout.path, ["head"])["head"]).astype(np.float32)
-    best: list[pa.Table] = [EXACT.empty_table()] * len(wanted)
+    best = RunningBest(len(wanted), depth)
+    names: list[pa.Table] = []
+    seen = 0
     for rows, vectors in iterate_vectors(store, source, bucket):
         lists, _ = clustering.assign(vectors, heads)
-        scores = wanted @ vectors.T
-        named = rows.select(["vector_id", "doc_id"]).append_column("list_no", pa.array(lists))
-        best = [_merged(best[i], _candidates(named, scores[i], i, depth), depth) for i in range(len(wanted))]
-    ref = write_table(store, "scratch/exact", EXACT, [pa.concat_tables(best)] if best else [])
+        names.append(rows.select(["vector_id", "doc_id"]).append_column("list_no", pa.array(lists)))
+        best.add(np.arange(seen, seen + len(lists)), wanted @ vectors.T, _ids(rows))
+        seen += len(lists)
+    table = _found(pa.concat_tables(names), best.candidates()) if names else EXACT.empty_table()
+    ref = write_table(store, "scratch/exact", EXACT, [table])
     return StageOutput(files={"exact": ref}, numbers={"rows": ref.rows})
 
 
-def _candidates(named: pa.Table, scores: NDArray[np.float32], query: int, depth: int) -> pa.Table:
-    """The best rows of one slice; every row as good as the last document's best chunk could matter, so no cut by rows."""
-    ids = hash_keys(named["vector_id"]).view(np.uint8).reshape(-1, 16)
-    kept = best_documents(ids, scores, depth)
-    rows = named.take(pa.array(kept))
-    columns = [
-        np.full(len(kept), query, np.int32),
-        rows["vector_id"],
-        rows["doc_id"],
-        scores[kept],
-        rows["list_no"],
-    ]
+def _ids(rows: pa.Table) -> NDArray[np.uint8]:
+    return hash_keys(rows["vector_id"]).view(np.uint8).reshape(-1, 16)
+
+
+def _found(names: pa.Table, best: Sequence[Candidates]) -> pa.Table:
+    """Rows of EXACT: the candidates of each query, by name."""
+    rows = names.take(pa.array(np.concatenate([b.places for b in best])))
+    queries = np.repeat(np.arange(len(best), dtype=np.int32), [len(b.places) for b in best])
+    scores = np.concatenate([b.scores for b in best])
+    columns = [pa.array(queries), rows["vector_id"], rows["doc_id"], pa.array(scores), rows["list_no"]]
     return pa.table(columns, schema=EXACT)
-
-
-def _merged(left: pa.Table, right: pa.Table, depth: int) -> pa.Table:
-    if left.num_rows == 0:
-        return right
-    both = pa.concat_tables([left, right])
-    ids = hash_keys(both["vector_id"]).view(np.uint8).reshape(-1, 16)
-    return both.take(pa.array(best_documents(ids, both["score"].to_numpy(), depth)))
 
 
 @dataclass(frozen=True)
@@ -125,14 +119,20 @@ def merge_exact(
     store: Store, files: Iterable[FileRef], num_queries: int, *, depth: int
 ) -> list[ExactNeighbours]:
     """Merge the buckets' neighbours, one file after the other."""
-    best: list[pa.Table] = [EXACT.empty_table()] * num_queries
+    best = EXACT.empty_table()
     for ref in files:
-        table = read_columns(store, ref.path)
-        numbers = table["query"].to_numpy()
-        for i in range(num_queries):
-            start, stop = np.searchsorted(numbers, [i, i + 1])
-            best[i] = _merged(best[i], table.slice(start, stop - start), depth)
-    return [ExactNeighbours(tuple(t["doc_id"].to_pylist()), tuple(t["list_no"].to_pylist())) for t in best]
+        both = pa.concat_tables([best, read_columns(store, ref.path)]).sort_by("query")
+        edges = np.searchsorted(both["query"].to_numpy(), np.arange(num_queries + 1))
+        ids, scores = _ids(both), both["score"].to_numpy()
+        spans = itertools.pairwise(edges)
+        kept = [start + best_documents(ids[start:stop], scores[start:stop], depth) for start, stop in spans]
+        best = both.take(pa.array(np.concatenate(kept)))
+    edges = np.searchsorted(best["query"].to_numpy(), np.arange(num_queries + 1))
+    doc_ids, list_nos = best["doc_id"].to_pylist(), best["list_no"].to_pylist()
+    return [
+        ExactNeighbours(tuple(doc_ids[start:stop]), tuple(list_nos[start:stop]))
+        for start, stop in itertools.pairwise(edges)
+    ]
 
 
 def measure_search(

@@ -29,7 +29,14 @@ from pipeline.binarization import Binarizer, rotate_queries, score
 from pipeline.config import EncoderConfig, StorageConfig
 from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError
 from pipeline.filters import Filter, evaluate, parse_filter
-from pipeline.index.scoring import Candidates, best_documents, best_rows, groups_of_lists, spans_of
+from pipeline.index.scoring import (
+    Candidates,
+    RunningBest,
+    best_documents,
+    best_rows,
+    groups_of_lists,
+    spans_of,
+)
 from pipeline.index.stage import load_binarizer
 from pipeline.partitioning import route
 from pipeline.postings import head_distances, select_probes
@@ -342,8 +349,7 @@ class _Block:
     def exact(self) -> list[list[Hit]]:
         """Score every passing row with its float16 vector; the running best are one row per document."""
         self._rounds = 2
-        best = [NOTHING] * len(self._queries)
-        best_ids = [np.zeros((0, 16), np.uint8)] * len(self._queries)
+        best = RunningBest(len(self._queries), self._k)
         for place, (part, no) in enumerate(self._segments):
             segment = part.segments[no]
             rows = (
@@ -354,16 +360,9 @@ class _Block:
             for start in range(0, len(rows), EXACT_BLOCK_ROWS):
                 block = rows[start : start + EXACT_BLOCK_ROWS]
                 scores = self._queries @ segment.embeddings(block).T
-                ids = segment.vector_ids(block)
+                best.add((place << 32) + block, scores, segment.vector_ids(block))
                 self._reranked += len(block) * len(self._queries)
-                for i, row in enumerate(scores):
-                    floor = best[i].scores[-1] if len(best[i].scores) == self._k else -np.inf
-                    better = np.flatnonzero(row >= floor)
-                    joined = _joined([best[i], Candidates((place << 32) + block[better], row[better])])
-                    all_ids = np.concatenate([best_ids[i], ids[better]])
-                    kept = best_documents(all_ids, joined.scores, self._k)
-                    best[i], best_ids[i] = Candidates(joined.places[kept], joined.scores[kept]), all_ids[kept]
-        return self._named(best)
+        return self._named(best.candidates())
 
     def _candidates(self, passing: list[NDArray[np.int64]], probes: int, depth: int) -> list[Candidates]:
         """Best entries of each query by code, pooled over the partitions: their heads rank together."""

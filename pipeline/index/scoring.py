@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Candidates", "best_documents", "best_rows", "groups_of_lists", "spans_of"]
+__all__ = ["Candidates", "RunningBest", "best_documents", "best_rows", "groups_of_lists", "spans_of"]
 
 DOCUMENT_BYTES = 12
 """Leading bytes of a vector_id that name the document; the rest is the chunk."""
@@ -42,13 +42,67 @@ def best_documents(vector_ids: NDArray[np.uint8], scores: NDArray[np.float32], k
         scores: (n,) float32.
         k: Documents to return at most.
     """
+    shortlist = SHORTLIST * k
+    if len(scores) > shortlist:
+        border = np.partition(scores, len(scores) - shortlist)[len(scores) - shortlist]
+        rows = np.flatnonzero(scores >= border)
+        kept = _collapsed(vector_ids[rows], scores[rows], k)
+        if len(kept) == k:
+            return rows[kept]
+    return _collapsed(vector_ids, scores, k)
+
+
+SHORTLIST = 4
+"""Rows per wanted document that are sorted at first; all are where many chunks of few documents lead."""
+
+
+def _collapsed(vector_ids: NDArray[np.uint8], scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     keys = np.ascontiguousarray(vector_ids).view("S16").reshape(-1)
     order = np.lexsort((keys, -scores))
     documents = (
-        np.ascontiguousarray(vector_ids[order, :DOCUMENT_BYTES]).view(f"V{DOCUMENT_BYTES}").reshape(-1)
+        np.ascontiguousarray(vector_ids[order, :DOCUMENT_BYTES]).view(f"S{DOCUMENT_BYTES}").reshape(-1)
     )
-    _, first = np.unique(documents.view(f"S{DOCUMENT_BYTES}"), return_index=True)
+    _, first = np.unique(documents, return_index=True)
     return order[np.sort(first)[:k]]
+
+
+class RunningBest:
+    """The k best documents of each of several queries, over blocks of rows that come one after the other.
+
+    Args:
+        num_queries: Queries.
+        k: Documents per query.
+    """
+
+    def __init__(self, num_queries: int, k: int) -> None:
+        self._k = k
+        nothing = (np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 16), np.uint8))
+        self._best = [nothing] * num_queries
+
+    def add(
+        self, places: NDArray[np.int64], scores: NDArray[np.float32], vector_ids: NDArray[np.uint8]
+    ) -> None:
+        """Consider a block.
+
+        Args:
+            places: (n,) what the rows are called.
+            scores: (queries, n) float32.
+            vector_ids: (n, 16) uint8.
+        """
+        for query, row in enumerate(scores):
+            old_places, old_scores, old_ids = self._best[query]
+            floor = old_scores[-1] if len(old_scores) == self._k else -np.inf
+            better = np.flatnonzero(row >= floor)
+            if not len(better):
+                continue
+            joined = np.concatenate([old_scores, row[better]])
+            ids = np.concatenate([old_ids, vector_ids[better]])
+            kept = best_documents(ids, joined, self._k)
+            self._best[query] = np.concatenate([old_places, places[better]])[kept], joined[kept], ids[kept]
+
+    def candidates(self) -> list[Candidates]:
+        """What was found, best first."""
+        return [Candidates(places, scores) for places, scores, _ in self._best]
 
 
 def groups_of_lists(

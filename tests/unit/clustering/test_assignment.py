@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
+
+from pipeline.clustering import assign
+
+
+def unit(n: int, d: int, seed: int) -> np.ndarray:
+    x = np.random.default_rng(seed).standard_normal((n, d))
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+@given(n=st.integers(0, 40), k=st.integers(1, 20), d=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=60)
+def test_the_nearest_head_is_found(n: int, k: int, d: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, heads = rng.standard_normal((n, d)).astype(np.float32), rng.standard_normal((k, d)).astype(np.float32)
+    list_no, distance = assign(x, heads)
+    exact = ((x[:, None].astype(np.float64) - heads) ** 2).sum(axis=2)
+    assert (list_no.dtype, distance.dtype) == (np.int32, np.float32)
+    assert list_no.shape == distance.shape == (n,)
+    np.testing.assert_allclose(distance, exact.min(axis=1), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(exact[np.arange(n), list_no], exact.min(axis=1), rtol=1e-5, atol=1e-7)
+
+
+def test_ties_go_to_the_lowest_number() -> None:
+    heads = unit(7, 24, 0)[[3, 1, 2, 1, 3, 3]]
+    assert assign(unit(7, 24, 0)[[1, 3]], heads)[0].tolist() == [1, 0]
+
+
+def test_a_result_depends_on_its_row_alone() -> None:
+    x, heads = unit(700, 96, 1), unit(300, 96, 2)
+    list_no, distance = assign(x, heads)
+    for start, stop in ((0, 1), (5, 8), (13, 30), (100, 333), (699, 700)):
+        alone = assign(x[start:stop], heads)
+        assert np.array_equal(alone[0], list_no[start:stop])
+        assert np.array_equal(alone[1], distance[start:stop])
+
+
+@pytest.mark.parametrize("block_rows", [1, 7, 512])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_blocks_and_threads_change_nothing(block_rows: int, threads: int) -> None:
+    x, heads = unit(600, 96, 3), unit(200, 96, 4)
+    with threadpool_limits(threads):
+        found = assign(x, heads, block_rows=block_rows)
+    for one, other in zip(found, assign(x, heads), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_near_ties_are_decided_alike_however_rows_are_grouped() -> None:
+    """Heads a few float32 steps apart, where a matrix product's bits pick by chance."""
+    head = unit(1, 64, 5)
+    heads = head + np.random.default_rng(6).uniform(-1, 1, (200, 64)).astype(np.float32) * np.float32(1e-7)
+    x = unit(50, 64, 7)
+    together = assign(x, heads)[0]
+    assert [int(assign(row[None], heads)[0][0]) for row in x] == together.tolist()
+
+
+def test_large_distant_values_stay_right() -> None:
+    heads = np.arange(5, dtype=np.float32)[:, None] + np.full((5, 16), 10_000, np.float32)
+    assert assign(heads[::-1] + np.float32(0.25), heads)[0].tolist() == [4, 3, 2, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "heads", "message"),
+    [
+        (np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32), "expected"),
+        (np.zeros((2, 3), np.float32), np.zeros((0, 3), np.float32), "expected"),
+        (np.full((2, 3), np.nan, np.float32), np.zeros((2, 3), np.float32), "finite"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(vectors: np.ndarray, heads: np.ndarray, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        assign(vectors, heads)

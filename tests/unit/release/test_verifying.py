@@ -1,0 +1,147 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.artifacts import FileRef, IndexManifest, Partition
+from pipeline.errors import MissingFileError
+from pipeline.release import read_release, verify
+from pipeline.tables import read_columns, write_table
+from tests.unit.release.conftest import Root, write_manifest
+
+
+def test_a_whole_release_has_no_problems(root: Root) -> None:
+    root.publish(1)
+    report = verify(root.store)
+    assert report.problems == ()
+    assert report.files == 7
+    manifest, ref = root.index(1)
+    assert report.bytes > ref.bytes + manifest.partitions[0].heads.bytes
+
+
+def test_nothing_published_is_an_error(root: Root) -> None:
+    with pytest.raises(MissingFileError, match="no release is published"):
+        verify(root.store)
+
+
+def test_another_release_can_be_verified(root: Root) -> None:
+    root.publish(1)
+    root.publish(2)
+    root.store.delete(root.index(1)[0].partitions[0].heads.path)
+    assert verify(root.store).problems == ()
+    assert len(verify(root.store, read_release(root.store, 1)).problems) == 1
+
+
+@pytest.mark.parametrize("part", ["documents", "heads", "directory", "lists", "vectors", "weights"])
+@pytest.mark.parametrize(
+    ("damage", "word"), [("flip", "sha256"), ("truncate", "bytes, found"), ("delete", "missing")]
+)
+def test_one_damaged_file_is_one_problem(local_root: Root, part: str, damage: str, word: str) -> None:
+    local_root.publish(1)
+    path = _part(local_root.index(1)[0], part).path
+    data = local_root.store.read(path)
+    middle = len(data) // 2
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    local_root.store.write(path, {"flip": flipped, "truncate": data[:-1], "delete": data}[damage])
+    {"delete": local_root.store.delete}.get(damage, lambda _: None)(path)
+    (problem,) = verify(local_root.store).problems
+    assert path in problem
+    assert word in problem
+
+
+def _part(manifest: IndexManifest, name: str) -> FileRef:
+    partition = manifest.partitions[0]
+    segment = partition.segments[0]
+    return {
+        "documents": manifest.documents[0],
+        "heads": partition.heads,
+        "directory": partition.directory,
+        "lists": segment.lists,
+        "vectors": segment.vectors,
+        "weights": partition.codes.files[0],
+    }[name]
+
+
+def test_a_damaged_manifest_is_a_problem(root: Root) -> None:
+    record = root.publish(1)
+    root.store.write(record.manifest.path, b"{}")
+    (problem,) = verify(root.store).problems
+    assert "manifest.json" in problem
+
+
+def test_recorded_rows_are_held_against_the_footer(local_root: Root) -> None:
+    _publish_with(
+        local_root, lambda p: p.model_copy(update={"heads": p.heads.model_copy(update={"rows": 99})})
+    )
+    (problem,) = verify(local_root.store).problems
+    assert "expected 99 rows, found 4" in problem
+
+
+def test_rows_of_a_partition_are_counted(local_root: Root) -> None:
+    _publish_with(local_root, lambda p: p.model_copy(update={"rows": 13}))
+    assert verify(local_root.store).problems == ("partition 0: expected 13 rows, found 12",)
+
+
+def test_entries_must_name_each_vector_once(local_root: Root) -> None:
+    _publish_with(local_root, lambda p: _with_rows(local_root, p, [0, 0, *range(2, 12)]))
+    (problem,) = verify(local_root.store).problems
+    assert "2 of 12 vectors are not in exactly one list" in problem
+
+
+def test_entries_must_stay_within_the_vectors(local_root: Root) -> None:
+    _publish_with(local_root, lambda p: _with_rows(local_root, p, [*range(11), 12]))
+    (problem,) = verify(local_root.store).problems
+    assert "entries point beyond the 12 vectors" in problem
+
+
+def test_a_list_number_beyond_the_heads_is_a_problem(local_root: Root) -> None:
+    _publish_with(local_root, lambda p: _with_directory(local_root, p, "list_no", [0, 1, 4]))
+    (problem,) = verify(local_root.store).problems
+    assert "names lists beyond the 4 heads" in problem
+
+
+@pytest.mark.parametrize(
+    ("column", "values"), [("num_entries", [3, 5, 3]), ("first_entry", [0, 2, 8]), ("list_no", [0, 0, 3])]
+)
+def test_lists_must_cover_the_entries_once(local_root: Root, column: str, values: list[int]) -> None:
+    _publish_with(local_root, lambda p: _with_directory(local_root, p, column, values))
+    (problem,) = verify(local_root.store).problems
+    assert "do not cover the 12 entries of segment 0 once" in problem
+
+
+def test_a_segment_number_beyond_the_segments_is_a_problem(local_root: Root) -> None:
+    _publish_with(local_root, lambda p: _with_directory(local_root, p, "segment", [0, 0, 1]))
+    assert any("names segments beyond the 1" in problem for problem in verify(local_root.store).problems)
+
+
+def test_a_gap_in_the_alias_is_a_problem(local_root: Root) -> None:
+    record = local_root.publish(1)
+    local_root.publish(2)
+    local_root.store.delete("releases/2.json")
+    assert "alias entry 2 names release 2, which does not exist" in verify(local_root.store, record).problems
+
+
+def _publish_with(root: Root, change) -> None:
+    manifest, _ = root.index(1)
+    manifest = manifest.model_copy(
+        update={"index": "changed", "partitions": (change(manifest.partitions[0]),)}
+    )
+    root.indexes[9] = manifest, write_manifest(root.store, manifest)
+    root.publish(9)
+
+
+def _replaced(root: Root, ref: FileRef, column: str, values: list[int]) -> FileRef:
+    table = read_columns(root.store, ref.path)
+    place = table.schema.get_field_index(column)
+    array = pa.array(np.array(values, dtype=np.int32))
+    table = table.set_column(place, table.schema.field(column), array)
+    return write_table(root.store, "partitions", table.schema, [table])
+
+
+def _with_rows(root: Root, partition: Partition, rows: list[int]) -> Partition:
+    segment = partition.segments[0]
+    lists = _replaced(root, segment.lists, "row", rows)
+    return partition.model_copy(update={"segments": (segment.model_copy(update={"lists": lists}),)})
+
+
+def _with_directory(root: Root, partition: Partition, column: str, values: list[int]) -> Partition:
+    return partition.model_copy(update={"directory": _replaced(root, partition.directory, column, values)})

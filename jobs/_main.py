@@ -6,7 +6,6 @@ stdout carries one JSON object, the summary, as its last line; logs, progress an
 
 import json
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -90,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -15,10 +15,9 @@ def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (type
     """Say what a run will read, write and cost: rows, shards, bytes, memory, time."""
 
     def work() -> dict[str, object]:
-        from pipeline.execution.planning import plan_job
-
         from jobs._show import show_pairs
         from pipeline.config import load_config
+        from pipeline.execution.planning import plan_job
 
         summary = plan_job(load_config(conf, tuple(overrides)))
         show_pairs(summary)

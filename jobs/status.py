@@ -15,10 +15,9 @@ def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (type
     """Say what is published, what came before it, and what is unfinished."""
 
     def work() -> dict[str, object]:
-        from pipeline.release import describe
-
         from jobs._show import show_pairs
         from pipeline.config import load_config
+        from pipeline.release import describe
         from pipeline.storage import open_store
 
         config = load_config(conf, tuple(overrides))

@@ -113,7 +113,8 @@ class EncoderConfig(_Strict):
     """One sentence-transformers model and how it is used."""
 
     model: str
-    """`package:<module>` (a model inside an installed package), `hf:<repo>@<revision>`, `path:<folder>` or `s3://<prefix>`."""
+    """`package:<module>` (a model inside an installed package), `hf:<repo>@<revision>`, `path:<folder>` or `s3://<prefix>`;
+    `hashing:<dims>` for tests and dry runs."""
     query_model: str | None = None
     """A separate encoder for queries that shares the documents' space; same forms as `model`."""
     query_prompt: str = ""
@@ -398,7 +399,8 @@ def _section(prefix: str, model: type[BaseModel]) -> list[str]:
     for name, field in model.model_fields.items():
         inner = _inner_model(field.annotation)
         if inner is not None:
-            nested.append((f"{prefix}{name}.", inner))
+            key = f"{name}.<name>" if "dict" in str(field.annotation) else name
+            nested.append((f"{prefix}{key}.", inner))
         kind = _type_text(field.annotation)
         default = (
             "required" if field.is_required() else _default_text(field.get_default(call_default_factory=True))

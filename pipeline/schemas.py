@@ -24,7 +24,7 @@ RAW_COLUMNS = frozenset(
 )
 """Columns written uncompressed, PLAIN, one page per chunk, so that rows are read by byte range."""
 
-RESERVED_COLUMNS = frozenset({"vector_id", "doc_id", "chunk_no", "text", "text_hash", "embedding", "bucket"})
+RESERVED_COLUMNS = RAW_COLUMNS | {"doc_id", "chunk_no", "text", "bucket"}
 """Names that an attribute cannot have."""
 
 

@@ -238,9 +238,9 @@ def read_bucket(store: Store, path: str, bucket: int, columns: Sequence[str] | N
             problem = "expected a file cut into buckets, found none in the footer"
             raise CorruptArtifactError(f"{store.uri}/{path}", problem, "run `strata verify`")
         groups = [i for i, name in enumerate(json.loads(footer[BUCKETS_KEY])) if name == bucket]
-        return file.read_row_groups(
-            groups, columns=list(columns) if columns is not None else None, use_threads=False
-        )
+        wanted = list(columns) if columns is not None else None
+        # The footer's list of buckets is true of this file alone and must not travel into another.
+        return file.read_row_groups(groups, columns=wanted, use_threads=False).replace_schema_metadata(None)
 
 
 @dataclass(frozen=True)

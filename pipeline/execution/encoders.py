@@ -15,7 +15,7 @@ from pipeline.execution.runner import EncoderSpec
 from pipeline.spaces import EncoderIdentity, check_same_space, given_identity
 from pipeline.storage import Store, canonical_json
 
-__all__ = ["EncoderInForce", "encoder_in_force", "query_encoder_for"]
+__all__ = ["GIVEN", "EncoderInForce", "encoder_in_force", "query_encoder_for"]
 
 GIVEN = "given"
 """Model of an identity whose vectors came with the corpus."""

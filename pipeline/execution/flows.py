@@ -7,7 +7,7 @@ is read first of all, so that a slow run never undoes what another published mea
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -35,7 +35,7 @@ from pipeline.corpus import (
 from pipeline.embedding.stage import Cache, encode_unit, open_cache, plan_units, store_given
 from pipeline.errors import QualityGateError
 from pipeline.evaluation.judging import gate_failures
-from pipeline.execution.encoders import EncoderInForce, encoder_in_force
+from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import check_fits, estimate
 from pipeline.execution.judgement import judge
 from pipeline.execution.session import Session
@@ -379,13 +379,16 @@ def _changes(session: Session, manifest: IndexManifest, current: ReleaseRecord |
     if current is None:
         return {"added": manifest.num_documents, "changed": 0, "removed": 0}
     before = read_manifest(session.store, current)
-    tables = [
-        (read_columns(session.store, ref.path) for ref in files)
-        for files in (before.documents, manifest.documents)
-    ]
     with session.timed("compare"):
-        changes = count_changes(*tables)
+        changes = count_changes(_compared(session.store, before), _compared(session.store, manifest))
     return {"added": changes.added, "changed": changes.changed, "removed": changes.removed}
+
+
+def _compared(store: Store, manifest: IndexManifest) -> Iterator[Any]:
+    """What makes a document another one, bucket by bucket; its text counts by its hash, unless the vector was ready-made."""
+    columns = ["vector_id", "doc_id", "chunk_no", "text_hash", *(a.name for a in manifest.attributes)]
+    columns += ["text"] if manifest.encoder["model"] == GIVEN else []
+    return (read_columns(store, ref.path, columns) for ref in manifest.documents)
 
 
 def _sizes(manifest: IndexManifest) -> dict[str, Any]:

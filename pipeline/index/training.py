@@ -57,5 +57,5 @@ def train_layout(
     heads = clustering.train_centroids(sample, num_lists=num_lists, seed=seed)
     heads = heads[clustering.order_depth_first(heads)]
     counts = np.bincount(clustering.assign(sample, heads)[0], minlength=len(heads))
-    expected = counts * (num_vectors / len(sample))
+    expected = counts.astype(np.float64) * (num_vectors / len(sample))
     return TrainedLayout(fitted, heads, postings.segments_of_lists(expected, layout.segment_rows))

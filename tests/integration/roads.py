@@ -13,7 +13,24 @@ from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.work import StoreSpec
 
-WORDS = "river stone cloud engine violin market garden winter copper signal harbor letter forest planet bridge candle".split()
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "engine",
+    "violin",
+    "market",
+    "garden",
+    "winter",
+    "copper",
+    "signal",
+    "harbor",
+    "letter",
+    "forest",
+    "planet",
+    "bridge",
+    "candle",
+]
 
 
 class Inline:

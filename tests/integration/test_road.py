@@ -19,7 +19,6 @@ from pipeline.execution.work import StoreSpec
 from pipeline.index.reader import load_manifest
 from pipeline.release import collect, rollback, verify
 from pipeline.storage import LocalStore, Log, open_store
-
 from tests.integration.roads import (
     Inline,
     configured,
@@ -182,7 +181,7 @@ def test_the_road_on_s3_writes_the_same_index_as_on_a_local_folder(built, tmp_pa
     )
 
 
-def test_an_index_below_the_gate_is_not_published(built, tmp_path):
+def test_an_index_below_the_gate_is_not_published(tmp_path):
     write_parquet(tmp_path / "corpus.parquet", rows_of(300))
     content = settings(
         tmp_path / "root",

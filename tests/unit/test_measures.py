@@ -26,7 +26,9 @@ def test_ndcg_without_a_relevant_document_is_refused():
         ndcg_at_k(["a"], {"a": 0.0}, 10)
 
 
-@given(RANKINGS, st.dictionaries(st.sampled_from([f"d{i}" for i in range(12)]), st.integers(1, 3), min_size=1))
+@given(
+    RANKINGS, st.dictionaries(st.sampled_from([f"d{i}" for i in range(12)]), st.integers(1, 3), min_size=1)
+)
 def test_ndcg_lies_between_zero_and_one(ranking, grades):
     assert 0 <= ndcg_at_k(ranking, grades, 10) <= 1 + 1e-12
 

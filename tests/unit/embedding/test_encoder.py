@@ -189,7 +189,7 @@ def static_model(tmp_path: Path) -> str:
     from tokenizers.pre_tokenizers import Whitespace
 
     vocabulary = {word: i for i, word in enumerate(sorted({"[UNK]", *WORDS}))}
-    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))  # noqa: S106  (a token of text)
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = Whitespace()
     weights = np.random.default_rng(0).normal(size=(len(vocabulary), 32)).astype(np.float32)
     model = SentenceTransformer(modules=[StaticEmbedding(tokenizer, weights)], device="cpu")

@@ -67,7 +67,7 @@ def connection():
 
 
 def duckdb_rows(connection: duckdb.DuckDBPyConnection, where: str) -> list[int]:
-    query = f'SELECT "row" FROM documents WHERE {where} ORDER BY 1'  # noqa: S608 - the point of the test
+    query = f'SELECT "row" FROM documents WHERE {where} ORDER BY 1'
     return [row for (row,) in connection.execute(query).fetchall()]
 
 

@@ -12,7 +12,14 @@ from pipeline.corpus.identity import bucket_of, vector_ids
 from pipeline.embedding.stage import open_cache, store_given
 from pipeline.filters import evaluate, parse_filter
 from pipeline.index.reader import IndexReader
-from pipeline.index.stage import VectorSource, build_segment, finish_partition, place_bucket, sample_vectors, train_index
+from pipeline.index.stage import (
+    VectorSource,
+    build_segment,
+    finish_partition,
+    place_bucket,
+    sample_vectors,
+    train_index,
+)
 from pipeline.storage import LocalStore
 from pipeline.tables import hash_keys, read_columns, vector_array, write_bucketed
 
@@ -36,7 +43,9 @@ def built(tmp_path_factory):
     store = LocalStore(str(tmp_path_factory.mktemp("root")))
     vectors, names, years, tags = _corpus(np.random.default_rng(5))
     ids = vector_ids(names, np.arange(len(names)) % CHUNKS)
-    hashes = np.array([list(hashlib.blake2b(v.tobytes(), digest_size=16).digest()) for v in vectors], np.uint8)
+    hashes = np.array(
+        [list(hashlib.blake2b(v.tobytes(), digest_size=16).digest()) for v in vectors], np.uint8
+    )
     table = pa.table(
         {
             "vector_id": pa.array([bytes(i) for i in ids], pa.binary(16)),
@@ -56,10 +65,18 @@ def built(tmp_path_factory):
     source = VectorSource((texts,), cache, ATTRIBUTES)
     layout = LayoutConfig(rows_per_list=30, segment_rows=800)
     trained = train_index(
-        store, source, num_vectors=len(names), sample_rows=len(names), layout=layout, binarizer=BinarizerConfig(bytes=16), seed=1
+        store,
+        source,
+        num_vectors=len(names),
+        sample_rows=len(names),
+        layout=layout,
+        binarizer=BinarizerConfig(bytes=16),
+        seed=1,
     )
     placed = [place_bucket(store, source, b, trained.files).files["placed"] for b in range(cache.buckets)]
-    segments = [build_segment(store, placed, no, ATTRIBUTES) for no in range(int(trained.numbers["segments"]))]
+    segments = [
+        build_segment(store, placed, no, ATTRIBUTES) for no in range(int(trained.numbers["segments"]))
+    ]
     partition = finish_partition(store, segments, trained.files, space="given")
     manifest = IndexManifest(
         index="i", corpus="c", plan="p", encoder={}, dims=DIMS, attributes=ATTRIBUTES, documents=(), document_buckets=1,
@@ -86,7 +103,9 @@ def _queries(n, seed=9):
 def test_exact_search_equals_a_plain_scan(built):
     store, _, manifest, table, vectors = built
     queries = _queries(12)
-    for query, hits in zip(queries, IndexReader(store, manifest).search(queries, k=10, exact=True), strict=True):
+    for query, hits in zip(
+        queries, IndexReader(store, manifest).search(queries, k=10, exact=True), strict=True
+    ):
         names, scores = _plain(vectors, table, query, 10)
         assert [hit.doc_id for hit in hits] == names
         assert [hit.score for hit in hits] == pytest.approx([scores[name] for name in names], abs=1e-6)
@@ -97,7 +116,9 @@ def test_probing_every_list_and_reranking_every_row_equals_exact_search(built):
     reader = IndexReader(store, manifest)
     queries = _queries(12)
     full = reader.search(queries, k=10, probes=10_000, rerank=table.num_rows)
-    assert [[h.doc_id for h in hits] for hits in full] == [[h.doc_id for h in hits] for hits in reader.search(queries, k=10, exact=True)]
+    assert [[h.doc_id for h in hits] for hits in full] == [
+        [h.doc_id for h in hits] for hits in reader.search(queries, k=10, exact=True)
+    ]
 
 
 def test_default_search_finds_most_true_neighbours(built):
@@ -121,7 +142,9 @@ def test_no_document_comes_twice(built, rerank):
         assert len({hit.doc_id for hit in hits}) == len(hits) == 30
 
 
-@pytest.mark.parametrize("text", ["year = 2004", "year IS NULL", "NOT year < 2020", "list_contains(tags, 'x')", "year > 2001"])
+@pytest.mark.parametrize(
+    "text", ["year = 2004", "year IS NULL", "NOT year < 2020", "list_contains(tags, 'x')", "year > 2001"]
+)
 def test_filtered_hits_pass_the_filter_and_none_is_missing(built, text):
     store, _, manifest, table, vectors = built
     reader = IndexReader(store, manifest)
@@ -144,7 +167,11 @@ def test_a_filter_that_nothing_passes_gives_no_hits(built):
 
 @pytest.mark.parametrize(
     ("vectors", "problem"),
-    [(np.ones((1, DIMS + 1)), "expected vectors of 32"), (np.zeros((1, DIMS)), "zero"), (np.full((1, DIMS), np.nan), "finite")],
+    [
+        (np.ones((1, DIMS + 1)), "expected vectors of 32"),
+        (np.zeros((1, DIMS)), "zero"),
+        (np.full((1, DIMS), np.nan), "finite"),
+    ],
 )
 def test_a_bad_query_vector_is_refused(built, vectors, problem):
     store, _, manifest, _, _ = built
@@ -155,7 +182,9 @@ def test_a_bad_query_vector_is_refused(built, vectors, problem):
 def test_every_vector_is_in_exactly_one_list(built):
     store, _, manifest, table, _ = built
     (partition,) = manifest.partitions
-    ids = np.concatenate([hash_keys(read_columns(store, s.vectors.path)["vector_id"]) for s in partition.segments])
+    ids = np.concatenate(
+        [hash_keys(read_columns(store, s.vectors.path)["vector_id"]) for s in partition.segments]
+    )
     assert sorted(ids.tolist()) == sorted(hash_keys(table["vector_id"]).tolist())
     for segment in partition.segments:
         assert read_columns(store, segment.lists.path)["row"].to_pylist() == list(range(segment.vectors.rows))
@@ -177,7 +206,9 @@ def test_entries_of_a_list_are_sorted_by_distance_to_its_head(built):
     (partition,) = manifest.partitions
     heads = np.array(read_columns(store, partition.heads.path)["head"].to_pylist(), np.float32)
     for row in read_columns(store, partition.directory.path).to_pylist():
-        stored = read_columns(store, partition.segments[row["segment"]].vectors.path, ["embedding"])["embedding"]
+        stored = read_columns(store, partition.segments[row["segment"]].vectors.path, ["embedding"])[
+            "embedding"
+        ]
         block = np.array(stored.slice(row["first_entry"], row["num_entries"]).to_pylist(), np.float32)
         distances = ((block - heads[row["list_no"]]) ** 2).sum(axis=1)
         assert (np.diff(distances) > -2e-3).all()

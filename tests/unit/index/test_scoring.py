@@ -17,10 +17,19 @@ def test_best_rows_equal_a_full_sort_whatever_the_order_of_the_input(scores, dep
 
 
 def _ids(pairs):
-    return np.array([list(doc.to_bytes(12, "big") + chunk.to_bytes(4, "big")) for doc, chunk in pairs], np.uint8).reshape(-1, 16)
+    return np.array(
+        [list(doc.to_bytes(12, "big") + chunk.to_bytes(4, "big")) for doc, chunk in pairs], np.uint8
+    ).reshape(-1, 16)
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.sampled_from([0.0, 0.5, 1.0])), unique_by=lambda t: t[:2], min_size=1), st.integers(1, 8))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 3), st.sampled_from([0.0, 0.5, 1.0])),
+        unique_by=lambda t: t[:2],
+        min_size=1,
+    ),
+    st.integers(1, 8),
+)
 def test_each_document_comes_once_with_its_best_chunk(rows, k):
     found = best_documents(_ids([r[:2] for r in rows]), np.array([r[2] for r in rows], np.float32), k)
     best = {}
@@ -33,7 +42,9 @@ def test_each_document_comes_once_with_its_best_chunk(rows, k):
 def test_groups_hold_every_probe_exactly_once(probed):
     wanted = sorted((query, number) for query, lists in enumerate(probed) for number in lists)
     arrays = [np.array(lists, np.int64) for lists in probed]
-    found = sorted((int(q), int(n)) for lists, queries in groups_of_lists(arrays) for q in queries for n in lists)
+    found = sorted(
+        (int(q), int(n)) for lists, queries in groups_of_lists(arrays) for q in queries for n in lists
+    )
     assert found == wanted
 
 

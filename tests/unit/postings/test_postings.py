@@ -3,7 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from pipeline.postings import head_distances, list_count, probes_for_coverage, segments_of_lists, select_probes
+from pipeline.postings import (
+    head_distances,
+    list_count,
+    probes_for_coverage,
+    segments_of_lists,
+    select_probes,
+)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 500))

@@ -1,4 +1,5 @@
 import threading
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -91,7 +92,7 @@ def test_an_alias_that_lost_entries_is_a_conflict_of_its_own(root: Root, damage:
 
 def test_a_repeated_publication_of_one_run_succeeds(root: Root) -> None:
     manifest, ref = root.index(1)
-    token = "the same"
+    token = uuid.uuid4().hex
     records = [
         publish(root.store, manifest, ref, {"try": n}, started_at=None, now=NOW, token=token)
         for n in range(2)

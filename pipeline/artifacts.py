@@ -139,7 +139,7 @@ class CodesInfo(_Frozen):
     """Folder of the binarizer."""
     levels: tuple[int, ...]
     code_bytes: int
-    files: tuple[FileRef, ...] = ()
+    files: tuple[FileRef, ...]
     """Files of the binarizer."""
 
 

@@ -185,55 +185,10 @@ def _build_and_publish(
 
 
 def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache: Cache) -> _Documents:
-    config = session.config
-    shape = {
-        "corpus": config.corpus.model_dump(mode="json", exclude={"uri", "name", "error_budget"}),
-        "attributes": plan.attributes,
-    }
-    reads = [
-        Task(
-            "read",
-            {
-                "file": plan.files[s.file_no].content,
-                "path": plan.files[s.file_no].path,
-                "shard": s,
-                "buckets": plan.document_buckets,
-                "dims": plan.embedding_dims,
-                "tokenizer": encoder.tokenizer_hash,
-                **shape,
-            },
-            partial(
-                read_shard,
-                plan=plan,
-                shard=s,
-                corpus=config.corpus,
-                storage=config.storage,
-                tokenizer_json=encoder.tokenizer_json,
-            ),
-        )
-        for s in plan.shards
-    ]
     with session.timed("read"):
-        shards = _within_budget(session, reads, plan)
-    rows = [output.files["rows"] for output in shards]
-    merges = [
-        Task(
-            "merge",
-            {
-                "rows": rows,
-                "bucket": bucket,
-                "buckets": plan.document_buckets,
-                "text_buckets": cache.buckets,
-                "files": [f.path for f in plan.files],
-                **shape,
-            },
-            partial(
-                merge_documents, bucket=bucket, shard_rows_files=rows, plan=plan, text_buckets=cache.buckets
-            ),
-        )
-        for bucket in range(plan.document_buckets)
-    ]
-    merged = session.outputs("merge", merges)
+        shards = _within_budget(session, _read_tasks(session.config, plan, encoder), plan)
+    rows = tuple(output.files["rows"] for output in shards)
+    merged = session.outputs("merge", _merge_tasks(session.config, plan, rows, cache))
     letters = [
         output.files["dead_letters"] for output in [*shards, *merged] if "dead_letters" in output.files
     ]
@@ -246,6 +201,44 @@ def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache
         vectors=_total(merged, "vectors"),
         num_dead_letters=sum(ref.rows for ref in letters),
     )
+
+
+def _shape(config: Config, plan: Plan) -> dict[str, Any]:
+    """What of the configuration shapes documents; where the corpus lies and how many rows may be bad do not."""
+    corpus = config.corpus.model_dump(mode="json", exclude={"uri", "name", "error_budget"})
+    return {
+        "corpus": corpus,
+        "attributes": plan.attributes,
+        "dims": plan.embedding_dims,
+        "buckets": plan.document_buckets,
+    }
+
+
+def _read_tasks(config: Config, plan: Plan, encoder: EncoderInForce) -> list[Task]:
+    call = partial(
+        read_shard,
+        plan=plan,
+        corpus=config.corpus,
+        storage=config.storage,
+        tokenizer_json=encoder.tokenizer_json,
+    )
+    inputs = {"tokenizer": encoder.tokenizer_hash, **_shape(config, plan)}
+    return [
+        Task(
+            "read", {**inputs, "file": plan.files[shard.file_no], "shard": shard}, partial(call, shard=shard)
+        )
+        for shard in plan.shards
+    ]
+
+
+def _merge_tasks(config: Config, plan: Plan, rows: tuple[FileRef, ...], cache: Cache) -> list[Task]:
+    call = partial(merge_documents, shard_rows_files=rows, plan=plan, text_buckets=cache.buckets)
+    names = [file.path for file in plan.files]
+    inputs = {"rows": rows, "text_buckets": cache.buckets, "files": names, **_shape(config, plan)}
+    return [
+        Task("merge", {**inputs, "bucket": bucket}, partial(call, bucket=bucket))
+        for bucket in range(plan.document_buckets)
+    ]
 
 
 def _within_budget(session: Session, tasks: Sequence[Task], plan: Plan) -> list[StageOutput]:
@@ -309,35 +302,24 @@ def _embed(session: Session, documents: _Documents, encoder: EncoderInForce, cac
 def _build(
     session: Session, plan: Plan, encoder: EncoderInForce, documents: _Documents, source: VectorSource
 ) -> tuple[StageOutput, IndexManifest]:
+    """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
     config = session.config
-    inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, "attributes": plan.attributes}
-    rows = sample_rows(documents.vectors, config.layout)
-    settings = {"layout": config.layout, "binarizer": config.binarizer, "seed": config.seed}
-    train = partial(
-        train_index,
-        source=source,
-        num_vectors=documents.vectors,
-        sample_rows=rows,
-        layout=config.layout,
-        binarizer=config.binarizer,
-        seed=config.seed,
-    )
-    trained = session.outputs("train", [Task("train", {**inputs, **settings, "rows": rows}, train)])[0]
+    trained = session.outputs("train", [_train_task(config, documents, source, encoder)])[0]
+    inputs = {
+        "texts": documents.texts,
+        "encoder": encoder.fingerprint,
+        "attributes": plan.attributes,
+        "trained": trained.files,
+    }
+    place = partial(place_bucket, source=source, trained_files=trained.files)
     places = [
-        Task(
-            "place",
-            {**inputs, "bucket": b, "trained": trained.files},
-            partial(place_bucket, source=source, bucket=b, trained_files=trained.files),
-        )
-        for b in range(source.cache.buckets)
+        Task("place", {**inputs, "bucket": b}, partial(place, bucket=b)) for b in range(source.cache.buckets)
     ]
-    placed = [output.files["placed"] for output in session.outputs("place", places)]
+    placed = tuple(output.files["placed"] for output in session.outputs("place", places))
+    build = partial(build_segment, placed=placed, attributes=plan.attributes)
+    shape = {"placed": placed, "attributes": plan.attributes}
     segments = [
-        Task(
-            "build",
-            {"placed": placed, "segment": no, "attributes": plan.attributes},
-            partial(build_segment, placed=placed, segment_no=no, attributes=plan.attributes),
-        )
+        Task("build", {**shape, "segment": no}, partial(build, segment_no=no))
         for no in range(int(trained.numbers["segments"]))
     ]
     built = session.outputs("build", segments)
@@ -359,6 +341,18 @@ def _build(
         statistics=_list_statistics(session.store, partition.directory),
     )
     return trained, manifest
+
+
+def _train_task(config: Config, documents: _Documents, source: VectorSource, encoder: EncoderInForce) -> Task:
+    settings = {
+        "num_vectors": documents.vectors,
+        "sample_rows": sample_rows(documents.vectors, config.layout),
+        "layout": config.layout,
+        "binarizer": config.binarizer,
+        "seed": config.seed,
+    }
+    inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, **settings}
+    return Task("train", inputs, partial(train_index, source=source, **settings))
 
 
 def _list_statistics(store: Store, directory: FileRef) -> dict[str, float]:

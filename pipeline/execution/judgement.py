@@ -1,6 +1,7 @@
 """Judging an index before it is published: exact neighbours, the number of probes, recall, nDCG and costs."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +34,9 @@ from pipeline.storage import canonical_json
 __all__ = ["judge"]
 
 TUNING_QUERIES = 200
-"""Document vectors on which the number of probes is chosen; never the queries that are reported."""
+"""Queries on which the number of probes is chosen; never those that are reported."""
+FEWEST_TUNING_QUERIES = 50
+"""With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
 NEIGHBOURS = 100
 """Depth of the exact rankings: recall@100 needs it."""
 
@@ -48,6 +51,9 @@ class _Judged:
     """For a document that stands in as a query: the document, which does not count as its own neighbour."""
     recall_queries: tuple[str, ...]
     """Those held against exact search."""
+    tuning: NDArray[np.float32]
+    """(t, d) queries that choose the number of probes."""
+    tuned_on_documents: bool
     qrels: Mapping[str, Mapping[str, float]]
 
 
@@ -58,10 +64,9 @@ def judge(
     source: VectorSource,
     trained: StageOutput,
 ) -> tuple[IndexManifest, dict[str, Any]]:
-    """Choose the number of probes on document vectors, then measure the index on the queries."""
+    """Choose the number of probes on spare queries, then measure the index on the reported ones."""
     judged = _judged_queries(session, encoder, source)
-    tuning, _ = sample_vectors(session.store, source, TUNING_QUERIES, from_end=True)
-    asked = write_query_vectors(session.store, np.concatenate([judged.vectors, tuning]))
+    asked = write_query_vectors(session.store, np.concatenate([judged.vectors, judged.tuning]))
     layout = trained.files["layout"]
     inputs = {
         "texts": source.texts,
@@ -84,13 +89,10 @@ def judge(
     with session.timed("judge"):
         exact = merge_exact(session.store, files, asked.rows, depth=NEIGHBOURS + 1)
         probes = session.config.search.probes or _tuned_probes(
-            session, tuning, exact[len(judged.vectors) :], manifest
+            session, judged, exact[len(judged.vectors) :], manifest
         )
-        manifest = _identified(
-            manifest.model_copy(
-                update={"search": SearchDefaults(probes=probes, rerank=manifest.search.rerank)}
-            )
-        )
+        search = SearchDefaults(probes=probes, rerank=manifest.search.rerank)
+        manifest = _identified(manifest.model_copy(update={"search": search}))
         reader = IndexReader(session.store, manifest)
         rankings, costs = measure_search(reader, judged.vectors, k=NEIGHBOURS + 1)
         found = _without_self(judged, rankings)
@@ -103,16 +105,20 @@ def judge(
 
 
 def _tuned_probes(
-    session: Session, tuning: NDArray[np.float32], exact: Sequence[ExactNeighbours], manifest: IndexManifest
+    session: Session, judged: _Judged, exact: Sequence[ExactNeighbours], manifest: IndexManifest
 ) -> int:
-    """Fewest probes that reach the lists of the wanted share of true neighbours; a query's own list does not count."""
+    """Fewest probes that reach the lists of the wanted share of true neighbours, and hold the least number of rows."""
     heads = IndexReader(session.store, manifest).heads()
+    first = 1 if judged.tuned_on_documents else 0  # a document is its own nearest neighbour
     ranks = []
-    for distances, neighbours in zip(postings.head_distances(tuning, heads), exact, strict=True):
+    for distances, neighbours in zip(postings.head_distances(judged.tuning, heads), exact, strict=True):
         rank_of = np.empty(len(heads), dtype=np.int64)
         rank_of[np.argsort(distances, kind="stable")] = np.arange(len(heads))
-        ranks.append(rank_of[list(neighbours.list_nos[1:11])])
-    return postings.probes_for_coverage(np.concatenate(ranks), session.config.search.target_coverage)
+        ranks.append(rank_of[list(neighbours.list_nos[first : first + 10])])
+    search = session.config.search
+    rows = sum(partition.rows for partition in manifest.partitions)
+    floor = min(len(heads), math.ceil(search.min_scan_rows * len(heads) / rows))
+    return max(floor, postings.probes_for_coverage(np.concatenate(ranks), search.target_coverage))
 
 
 def _identified(manifest: IndexManifest) -> IndexManifest:
@@ -131,21 +137,40 @@ def _judged_queries(session: Session, encoder: EncoderInForce, source: VectorSou
     if qrels and not judged:
         problem = f"none of its {len(qrels)} judged queries is among those of {evaluation.queries}"
         raise DataError(str(evaluation.qrels), problem, "make query-id agree with query_id")
-    recall = sorted(judged or queries.query_ids, key=lambda q: hashlib.sha256(q.encode()).digest())
+    recall = sorted(judged or queries.query_ids, key=_by_hash)
     recall = recall[: evaluation.sample_queries]
     wanted = {*recall, *judged}
-    kept = queries.subset([i for i, q in enumerate(queries.query_ids) if q in wanted])
-    vectors = _query_vectors(session, kept, encoder)
-    return _Judged(vectors, kept.query_ids, (None,) * len(kept), tuple(recall), {q: qrels[q] for q in judged})
+    spare = sorted({*queries.query_ids} - wanted, key=_by_hash)[:TUNING_QUERIES]
+    spare = spare if len(spare) >= FEWEST_TUNING_QUERIES else []
+    place = {query: i for i, query in enumerate(queries.query_ids)}
+    reported = [query for query in queries.query_ids if query in wanted]
+    vectors = _query_vectors(session, queries.subset([place[q] for q in [*reported, *spare]]), encoder)
+    tuning = vectors[len(reported) :]
+    if not spare:
+        tuning, _ = sample_vectors(session.store, source, TUNING_QUERIES, from_end=True)
+    return _Judged(
+        vectors=vectors[: len(reported)],
+        query_ids=tuple(reported),
+        own_documents=(None,) * len(reported),
+        recall_queries=tuple(recall),
+        tuning=tuning,
+        tuned_on_documents=not spare,
+        qrels={query: qrels[query] for query in judged},
+    )
+
+
+def _by_hash(query: str) -> bytes:
+    return hashlib.sha256(query.encode()).digest()
 
 
 def _document_queries(session: Session, source: VectorSource) -> _Judged:
     """Document vectors as queries, other ones than those that tune."""
     wanted = session.config.evaluation.sample_queries
-    vectors, doc_ids = sample_vectors(session.store, source, wanted + TUNING_QUERIES, from_end=True)
-    vectors, names = vectors[:wanted], tuple(doc_ids[:wanted])
+    vectors, names = sample_vectors(session.store, source, wanted + TUNING_QUERIES, from_end=True)
+    # In a corpus too small for both, the reported ones tune as well: there is nothing else.
+    vectors, names, tuning = vectors[:wanted], names[:wanted], vectors[-TUNING_QUERIES:]
     numbers = tuple(str(i) for i in range(len(names)))
-    return _Judged(vectors, numbers, names, numbers, {})
+    return _Judged(vectors, numbers, tuple(names), numbers, tuning, tuned_on_documents=True, qrels={})
 
 
 def _query_vectors(session: Session, queries: Queries, encoder: EncoderInForce) -> NDArray[np.float32]:

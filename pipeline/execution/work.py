@@ -25,7 +25,15 @@ from pipeline.storage import Log, Store, canonical_json, open_store
 
 __all__ = ["Done", "StoreSpec", "Task", "perform", "versions"]
 
-BYTE_SHAPING = ("numpy", "pyarrow", "faiss-cpu", "torch", "sentence-transformers", "semantic-text-splitter")
+BYTE_SHAPING = (
+    "strata",
+    "numpy",
+    "pyarrow",
+    "faiss-cpu",
+    "torch",
+    "sentence-transformers",
+    "semantic-text-splitter",
+)
 """Libraries whose version can change the bytes of an artifact."""
 
 

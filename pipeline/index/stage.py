@@ -254,6 +254,7 @@ def finish_partition(
             binarizer=trained_files["binarizer"].path.rpartition("/")[0],
             levels=levels,
             code_bytes=sum(levels) // 8,
+            files=(trained_files["binarizer"], trained_files["weights"]),
         ),
         heads=write_table(store, "partitions", schema, [heads], suffix=".heads.parquet"),
         directory=write_table(

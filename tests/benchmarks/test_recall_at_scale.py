@@ -29,6 +29,7 @@ def test_99_000_vectors_reach_recall_95_scanning_15_percent(shared_data, tmp_pat
         "root": str(tmp_path / "root"),
         "corpus": {"uri": str(tmp_path / "corpus.parquet"), "format": "parquet", "embedding": "embedding"},
         "binarizer": {"bytes": 96},
+        "search": {"target_coverage": 0.95},
         "evaluation": {"queries": str(tmp_path / "queries.parquet"), "sample_queries": NUM_QUERIES},
     }
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump(content))

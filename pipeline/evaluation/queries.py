@@ -53,7 +53,8 @@ def _table(uri: str, storage: StorageConfig) -> pa.Table:
     try:
         if uri.endswith(".parquet"):
             return pq.read_table(pa.BufferReader(data))
-        return pa.Table.from_pylist([json.loads(line) for line in data.decode().splitlines() if line.strip()])
+        # Not splitlines: a JSON string may hold U+2028 and its like.
+        return pa.Table.from_pylist([json.loads(line) for line in data.decode().split("\n") if line.strip()])
     except (pa.ArrowException, ValueError) as error:
         raise CorruptArtifactError(
             uri, f"is not readable ({error})", "give Parquet, or JSONL with one object per line"

@@ -344,7 +344,7 @@ def _build(
 
 
 def _train_task(config: Config, documents: _Documents, source: VectorSource, encoder: EncoderInForce) -> Task:
-    settings = {
+    settings: dict[str, Any] = {
         "num_vectors": documents.vectors,
         "sample_rows": sample_rows(documents.vectors, config.layout),
         "layout": config.layout,

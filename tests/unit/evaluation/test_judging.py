@@ -1,0 +1,51 @@
+import pytest
+
+from pipeline.config import GatesConfig
+from pipeline.evaluation.judging import gate_failures, judge_against_exact, judge_against_qrels
+
+
+def _fails(gates, measured=None, removed=0, before=0):
+    return gate_failures(GatesConfig(**gates), measured or {}, removed=removed, documents_before=before)
+
+
+def test_recall_is_averaged_over_the_queries_with_exact_neighbours():
+    found = {"a": ["1", "2"], "b": ["3"], "c": ["9"]}
+    assert judge_against_exact(found, {"a": ["1", "2"], "b": ["4"]}) == {"recall_at_10": 0.5}
+
+
+def test_judgments_of_absent_queries_do_not_count():
+    qrels = {"a": {"1": 1.0}, "absent": {"1": 1.0}}
+    numbers = judge_against_qrels({"a": ["1"]}, {"a": ["2"]}, qrels)
+    assert numbers["judged_queries"] == 1
+    assert (numbers["ndcg_at_10"], numbers["exact_ndcg_at_10"]) == (1, 0)
+
+
+def test_without_gates_nothing_fails():
+    assert _fails({}, {"recall_at_10": 0.0}) == []
+
+
+@pytest.mark.parametrize(("value", "failures"), [(0.95, 0), (0.9499, 1)])
+def test_recall_at_the_threshold_passes(value, failures):
+    assert len(_fails({"min_recall_at_10": 0.95}, {"recall_at_10": value})) == failures
+
+
+def test_a_failure_names_the_number_and_the_threshold():
+    (failure,) = _fails({"min_ndcg_at_10": 0.5}, {"ndcg_at_10": 0.4321})
+    assert failure == "ndcg_at_10 is 0.4321, must be at least 0.5000"
+
+
+def test_the_loss_is_reckoned_from_exact_search():
+    measured = {"ndcg_at_10": 0.49, "exact_ndcg_at_10": 0.51}
+    assert len(_fails({"max_ndcg_loss": 0.01}, measured)) == 1
+    assert _fails({"max_ndcg_loss": 0.03}, measured) == []
+
+
+def test_a_gate_on_something_not_measured_fails_instead_of_passing():
+    (failure,) = _fails({"min_ndcg_at_10": 0.5}, {"recall_at_10": 1.0})
+    assert "was not measured" in failure
+
+
+def test_removed_documents_are_a_share_of_those_before():
+    assert len(_fails({"max_removed_fraction": 0.1}, removed=11, before=100)) == 1
+    assert _fails({"max_removed_fraction": 0.1}, removed=10, before=100) == []
+    assert _fails({"max_removed_fraction": 0.1}, removed=0, before=0) == []

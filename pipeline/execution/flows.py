@@ -5,6 +5,7 @@ is read first of all, so that a slow run never undoes what another published mea
 """
 
 import hashlib
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -87,16 +88,22 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
     started_at = read_alias(store)
     plan = plan_corpus(config.corpus, config.storage)
     encoder = encoder_in_force(store, config, plan)
-    check_fits(estimate(plan, config, dims=encoder.dims, cpus=1), config)
+    cost = estimate(plan, config, dims=encoder.dims, cpus=config.ray.num_cpus or os.cpu_count() or 1)
+    check_fits(cost, config)
     inputs = _inputs_key(config, plan, encoder)
     current = read_release(store, started_at.release) if started_at is not None else None
     if current is not None and current.summary.get("inputs") == inputs and files_are_there(store, current):
         return _unchanged(current, time.perf_counter() - start)
     write_plan(store, plan)
+    planned = time.perf_counter()
     with runner_of() as runner:
         session = Session(config, spec, store, runner)
-        session.seconds["plan"] = round(time.perf_counter() - start, 3)
+        session.seconds |= {
+            "plan": round(planned - start, 3),
+            "start": round(time.perf_counter() - planned, 3),
+        }
         summary = _build_and_publish(session, plan, encoder, started_at, current, inputs)
+        summary["estimate"] = cost.as_dict()
     mark_plan_done(store, plan)
     return summary
 
@@ -426,12 +433,7 @@ def _publish(
             f"index {manifest.index}", problem, "the current release stays; change the index or the gates"
         )
     session.seconds["total"] = round(sum(session.seconds.values()), 3)
-    summary |= {
-        "seconds": session.seconds,
-        "tasks": session.tasks,
-        "tasks_reused": session.reused,
-        "peak_worker_mb": round(session.peak_mb),
-    }
+    summary |= session.measured()
     if was_withdrawn(session.store, manifest.index):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}

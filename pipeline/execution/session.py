@@ -27,7 +27,12 @@ class Session:
     seconds: dict[str, float] = field(default_factory=dict)
     tasks: int = 0
     reused: int = 0
-    peak_mb: float = 0.0
+    task_peak_mb: float = 0.0
+    """Largest resident memory of a worker that did tasks."""
+    actor_peak_mb: float = 0.0
+    """The same of an encoder actor."""
+    bytes_by_path: dict[str, int] = field(default_factory=dict)
+    """Sizes of the files that this run wrote or reused."""
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -46,8 +51,23 @@ class Session:
         for place, done in track(finished, label=stage, total=len(tasks)):
             self.tasks += 1
             self.reused += done.reused
-            self.peak_mb = max(self.peak_mb, done.peak_mb)
+            self.bytes_by_path.update({ref.path: ref.bytes for ref in done.output.files.values()})
+            if spec is None:
+                self.task_peak_mb = max(self.task_peak_mb, done.peak_mb)
+            else:
+                self.actor_peak_mb = max(self.actor_peak_mb, done.peak_mb)
             yield place, done
+
+    def measured(self) -> dict[str, object]:
+        """What the run took, beside what the estimate says."""
+        return {
+            "seconds": self.seconds,
+            "tasks": self.tasks,
+            "tasks_reused": self.reused,
+            "bytes": sum(self.bytes_by_path.values()),
+            "task_memory_mb": round(self.task_peak_mb),
+            "actor_memory_mb": round(self.actor_peak_mb),
+        }
 
     def outputs(
         self, stage: str, tasks: Sequence[Task], *, encoder: EncoderInForce | None = None

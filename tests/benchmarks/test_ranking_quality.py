@@ -17,7 +17,7 @@ def _run(config):
     spec = StoreSpec(config.root, config.storage)
     summary = run(config, spec, lambda: RayRunner(spec, config.ray))
     shown = ("documents", "judged_queries", "ndcg_at_10", "exact_ndcg_at_10", "recall_at_100", "exact_recall_at_100", "recall_at_10",
-             "probes", "lists", "scanned_fraction", "code_bytes", "index_bytes_per_document", "seconds")  # fmt: skip
+             "probes", "lists", "scanned_fraction", "code_bytes", "index_bytes_per_document", "seconds", "estimate", "bytes", "task_memory_mb", "actor_memory_mb")  # fmt: skip
     print("\n" + "\n".join(f"{name:28} {summary[name]}" for name in shown))
     return summary
 

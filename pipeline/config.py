@@ -189,10 +189,10 @@ class SearchConfig(_Strict):
 
     probes: int | None = Field(None, ge=1)
     """Posting lists per query; absent: tuned at build time to `target_coverage`."""
-    target_coverage: float = Field(0.985, gt=0, le=1)
+    target_coverage: float = Field(0.99, gt=0, le=1)
     """Share of the true ten nearest that the probed lists must hold, on tuning queries: those of `evaluation.queries` that are
     not reported on, document vectors where there are too few. Lower reads less: 0.95 about halves it."""
-    min_scan_rows: int = Field(2000, ge=0)
+    min_scan_rows: int = Field(4000, ge=0)
     """Rows that the probed lists hold at least, on average: so few are scanned in less time than a miss costs."""
     rerank: int = Field(100, ge=0)
     """Candidates scored again with float16 vectors; 0: codes only."""

@@ -112,7 +112,7 @@ def decode(binarizer: Binarizer, code: NDArray[np.uint8]) -> NDArray[np.float32]
 
 
 def _add_signs(binarizer: Binarizer, code: NDArray[np.uint8], value: NDArray[np.float32]) -> None:
-    # ±w as 2w·bit - w: measured 10 times faster than choosing between w and -w, 0.3 µs for a code of 768 bits.
+    # ±w as 2w·bit - w: measured 10 times faster than choosing between w and -w, 0.4 µs for a code of 384 x 2 bits.
     start = 0
     for m, weight in zip(binarizer.levels, binarizer.level_weights, strict=True):
         bits = np.unpackbits(code[:, start : start + m // 8], axis=1)

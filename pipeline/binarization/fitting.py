@@ -106,15 +106,18 @@ def fit_weights(values: NDArray[np.float64], num_levels: int) -> NDArray[np.floa
     Returns:
         (num_levels,) positive, falling.
     """
-    powers = np.exp2(num_levels - 2.0 - np.arange(num_levels))
-    weights: NDArray[np.float64] = np.multiply(powers, GAUSSIAN_STEPS[num_levels - 1], dtype=np.float64)
+    weights = np.array(
+        [GAUSSIAN_STEPS[num_levels - 1] * 2.0 ** (num_levels - 2 - t) for t in range(num_levels)]
+    )
     scale = float(np.sqrt(np.square(values).mean()))
     if len(values) < MIN_WEIGHT_VALUES or scale == 0:
         return weights
-    values = values * (1 / scale)
+    values = values / scale
     for _ in range(WEIGHT_ITERATIONS):
         signs = _successive_signs(values, weights)
-        fitted: NDArray[np.float64] = np.linalg.lstsq(signs @ signs.T, signs @ values, rcond=None)[0]
+        fitted = np.linalg.lstsq(signs @ signs.T, signs @ values, rcond=None)[0].astype(
+            np.float64, copy=False
+        )
         # Odd distributions can turn the order of the levels round; greedy signs need it.
         if fitted[-1] <= 0 or np.any(np.diff(fitted) >= 0):
             break

@@ -14,8 +14,8 @@ def order_depth_first(heads: NDArray[np.float32]) -> NDArray[np.int64]:
 
     Each node is cut across its principal axis where the two sides' squared distances to their means sum to the least
     (2-means on the axis), neither side below a quarter of the node; the side nearer to the head placed last comes
-    first. O(L log L). *Measured* on 1,000 centroids of package summaries: the 16 nearest lists of a list form 11.2
-    runs, against 15.8 in random order and 12.2 with cuts at the median.
+    first. O(L log L), 3.5 s for 10,000 heads. *Measured* on 1,000 centroids of package summaries: the 16 nearest lists
+    of a list form 11.7 runs, against 15.8 in random order.
 
     Source of the layout: SPANN's lists on disk, Chen et al., arXiv 2111.08566, section 3; the tree is ours.
 

@@ -5,7 +5,9 @@ stdout carries one JSON object, the summary, as its last line; logs, progress an
 """
 
 import json
+import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -35,7 +37,12 @@ def finish(work: Callable[[], dict[str, Any]]) -> NoReturn:
     """Do a job's work, print its summary, and exit with the code that its outcome has."""
     configure_logging()
     signal.signal(signal.SIGTERM, _terminate)
-    raise SystemExit(_outcome(work))
+    code = _outcome(work)
+    # Threads of native libraries can abort the interpreter while it shuts down (seen once: -6 instead of 65), and a
+    # scheduler acts on the code. Everything is written and closed by now.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _outcome(work: Callable[[], dict[str, Any]]) -> int:

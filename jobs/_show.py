@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipeline.config import Config
@@ -24,10 +25,11 @@ def show_run(config: Config, summary: Mapping[str, Any]) -> None:
 
 def _heading(config: Config, summary: Mapping[str, Any]) -> str:
     if summary.get("skipped"):
-        return f"\n[bold]Nothing changed[/bold]: release {summary['release']} at {config.root} is current; all work was skipped."
+        text = f"release {summary['release']} at {escape(config.root)} is current; all work was skipped."
+        return f"\n[bold]Nothing changed[/bold]: {text}"
     if not summary.get("published"):
         return "\n[bold yellow]Not published[/bold yellow]: this index was rolled back; `strata rollback --to N` returns."
-    return f"\n[bold green]Published release {summary['release']}[/bold green] at {config.root}"
+    return f"\n[bold green]Published release {summary['release']}[/bold green] at {escape(config.root)}"
 
 
 def _figures(summary: Mapping[str, Any]) -> Table:
@@ -35,7 +37,7 @@ def _figures(summary: Mapping[str, Any]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, text in _rows(summary):
-        table.add_row(name, text)
+        table.add_row(name, escape(text))
     return table
 
 
@@ -94,12 +96,11 @@ def _show_examples(console: Console, config: Config) -> None:
     from pipeline.execution.searching import example_searches
 
     for example in example_searches(config):
-        condition = f"  [dim]where {example.filter}[/dim]" if example.filter else ""
-        console.print(f"\n[bold]“{example.text}”[/bold]{condition}")
+        condition = f"  [dim]where {escape(example.filter)}[/dim]" if example.filter else ""
+        console.print(f"\n[bold]“{escape(example.text)}”[/bold]{condition}")
         for hit, text in example.hits:
             shown = text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 1] + "…"
-            console.print(f"  {hit.score:.3f}  {hit.doc_id}  ", end="")
-            console.print(shown, markup=False)
+            console.print(f"  {hit.score:.3f}  {hit.doc_id}  {shown}", markup=False)
 
 
 def show_pairs(pairs: Mapping[str, Any]) -> None:

@@ -15,8 +15,11 @@ def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (type
     """Take the corpus to a published release: plan, embed, binarize, build, judge, publish."""
 
     def work() -> dict[str, object]:
+        import structlog
+
         from jobs._show import show_run
         from pipeline.config import load_config
+        from pipeline.errors import PipelineError
         from pipeline.execution.flows import run
         from pipeline.execution.runner import RayRunner
         from pipeline.execution.work import StoreSpec
@@ -24,7 +27,10 @@ def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (type
         config = load_config(conf, tuple(overrides))
         spec = StoreSpec(config.root, config.storage)
         summary = run(config, spec, lambda: RayRunner(spec, config.ray))
-        show_run(config, summary)
+        try:
+            show_run(config, summary)
+        except PipelineError as error:
+            structlog.get_logger().warning("examples_not_shown", message=str(error))
         return summary
 
     finish(work)

@@ -17,7 +17,7 @@ def assign(
     """Find the nearest head of each vector by squared L2.
 
     A float32 matrix product changes its bits with the shape of the block and the number of threads (measured with
-    OpenBLAS 0.3.31 and with faiss.IndexFlatL2: nearly every row has some score that differs). So here the product only
+    OpenBLAS 0.3.31: nearly every row has some score that differs). So here the product only
     picks candidates, the heads within its worst rounding error of the best, and the sum of squared differences, which
     is taken row by row in a fixed order, decides among them. Results do not depend on which vectors come together, on
     `block_rows` or on threads.

@@ -16,9 +16,9 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.columns import CheckedBatch, check_columns, unit_rows, valid_schema
 from pipeline.corpus.jsonl import line_blocks, numbered_lines, parse_line
 from pipeline.corpus.rules import BadRow, BadRowError, CheckedRow, RowSpec, check_row
-from pipeline.corpus.sources import read_pieces
+from pipeline.corpus.sources import content_of, read_pieces
 from pipeline.errors import CorruptArtifactError, DataError
-from pipeline.storage import Store
+from pipeline.storage import ObjectInfo, Store
 
 __all__ = ["check_lines", "open_source", "read_batches", "row_spec"]
 
@@ -41,6 +41,10 @@ def row_spec(plan: Plan, config: CorpusConfig) -> RowSpec:
 def read_batches(source: Store, plan: Plan, shard: ShardSpec, config: CorpusConfig) -> Iterator[CheckedBatch]:
     """Read and check one shard, in the order of the file.
 
+    A local file is hashed whole before each of its shards is read, since the plan knows its bytes by their hash alone.
+    That costs about a second for each GB of the file, once per shard: a corpus of a few very large files is better cut
+    into more files. While it is being read, its size and time tell of a change. An object on S3 is told by its etag.
+
     Args:
         source: The corpus folder.
         plan: The frozen plan.
@@ -52,11 +56,9 @@ def read_batches(source: Store, plan: Plan, shard: ShardSpec, config: CorpusConf
         CorruptArtifactError: Its bytes cannot be decoded.
     """
     file = plan.files[shard.file_no]
-    _check_unchanged(source, file)
-    spec = row_spec(plan, config)
-    if plan.format == "parquet":
-        return _read_parquet(source, file, shard, spec)
-    return _read_jsonl(source, file, shard, spec)
+    found = _check_unchanged(source, file)
+    read = _read_parquet if plan.format == "parquet" else _read_jsonl
+    return _watched(read(source, file, shard, row_spec(plan, config)), source, found)
 
 
 @contextlib.contextmanager
@@ -105,11 +107,23 @@ def _table(spec: RowSpec, good: list[CheckedRow]) -> pa.Table:
     return pa.table([pa.array(v, f.type) for v, f in zip(values, schema, strict=True)], schema=schema)
 
 
-def _check_unchanged(source: Store, file: SourceFile) -> None:
+def _check_unchanged(source: Store, file: SourceFile) -> ObjectInfo:
+    # Asked before the bytes are hashed: whatever is written from then on changes what `_watched` finds.
     found = source.head(file.path)
-    if found.size != file.size or (found.etag and found.etag != file.content):
-        place = f"{source.uri}/{file.path}"
-        raise DataError(place, "changed since it was planned", "let the corpus rest and rerun")
+    if found.size != file.size or content_of(source, found) != file.content:
+        raise _changed(source, file.path)
+    return found
+
+
+def _watched(batches: Iterator[CheckedBatch], source: Store, before: ObjectInfo) -> Iterator[CheckedBatch]:
+    yield from batches
+    if not before.etag and source.head(before.path) != before:
+        raise _changed(source, before.path)
+
+
+def _changed(source: Store, path: str) -> DataError:
+    place = f"{source.uri}/{path}"
+    return DataError(place, "changed since it was planned", "let the corpus rest and rerun")
 
 
 def _read_jsonl(source: Store, file: SourceFile, shard: ShardSpec, spec: RowSpec) -> Iterator[CheckedBatch]:

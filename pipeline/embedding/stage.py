@@ -5,10 +5,11 @@
     embeddings/<encoder>/<bucket>/log/<seq>.json     which files count
 
 `plan_units` finds the texts of one bucket that have no vector yet and cuts them into units; `encode_unit` encodes one;
-`store_given` adds ready-made vectors; `read_vectors` fetches vectors by text hash. Whatever crashes, only units in
+`store_given` adds ready-made vectors; `CachedBucket` fetches vectors by text hash. Whatever crashes, only units in
 flight are encoded again.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,17 +21,18 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import FORMAT_VERSION, FileRef, StageOutput
 from pipeline.embedding.encoder import TextEncoder
-from pipeline.errors import CorruptArtifactError
+from pipeline.errors import CorruptArtifactError, MissingFileError
 from pipeline.schemas import TEXT_HASH, embeddings_schema
 from pipeline.storage import Log, Store, canonical_json
 from pipeline.tables import RawFile, hash_keys, read_bucket, read_columns, vector_array, write_table
 
 __all__ = [
     "Cache",
+    "CachedBucket",
+    "bucket_count",
     "encode_unit",
     "open_cache",
     "plan_units",
-    "read_vectors",
     "store_given",
     "text_bucket_count",
 ]
@@ -65,6 +67,14 @@ class Cache:
 def text_bucket_count(rows: int) -> int:
     """Power of two that gives a bucket at most ROWS_PER_BUCKET of the rows."""
     return min(MAX_BUCKETS, 1 << max(0, -(-rows // ROWS_PER_BUCKET) - 1).bit_length())
+
+
+def bucket_count(store: Store, encoder: str, rows: int) -> int:
+    """Buckets that the cache of an encoder has, or that a first run on `rows` rows would give it."""
+    try:
+        return int(json.loads(store.read(f"embeddings/{encoder}/cache.json"))["buckets"])
+    except MissingFileError:
+        return text_bucket_count(rows)
 
 
 def open_cache(store: Store, encoder: str, *, dims: int, rows: int) -> Cache:
@@ -148,37 +158,53 @@ def encode_unit(
     )
 
 
-def read_vectors(store: Store, cache: Cache, bucket: int, hashes: NDArray[np.bytes_]) -> NDArray[np.float32]:
-    """Vectors of texts that the cache holds.
+class CachedBucket:
+    """Vectors of one bucket by text hash; opens the bucket's files once.
 
     Args:
         store: The root.
         cache: The encoder's cache.
-        bucket: Bucket of the hashes.
-        hashes: (n,) S16, sorted and distinct.
-
-    Returns:
-        (n, d) float32.
-
-    Raises:
-        CorruptArtifactError: A text has no vector.
+        bucket: Bucket of text hashes.
     """
-    vectors = np.empty((len(hashes), cache.dims), dtype=np.float32)
-    absent = np.ones(len(hashes), dtype=bool)
-    for file in _files(store, cache, bucket):
-        keys = _raw_keys(file)
-        if not len(keys) or not absent.any():
-            continue
-        places = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
-        here = absent & (keys[places] == hashes)
-        if here.any():
-            first, last = int(places[here].min()), int(places[here].max()) + 1
-            vectors[here] = file.read("embedding", [(first, last)])[0].view(np.float32)[places[here] - first]
-            absent &= ~here
-    if absent.any():
-        place = f"{store.uri}/{cache.bucket_folder(bucket)}"
-        raise CorruptArtifactError(place, f"{int(absent.sum())} texts have no vector", "rerun `strata run`")
-    return vectors
+
+    def __init__(self, store: Store, cache: Cache, bucket: int) -> None:
+        self._place = f"{store.uri}/{cache.bucket_folder(bucket)}"
+        self._dims = cache.dims
+        self._files = [(file, _raw_keys(file)) for file in _files(store, cache, bucket)]
+
+    @property
+    def keys(self) -> NDArray[np.bytes_]:
+        """(n,) S16 hashes of the texts that have a vector."""
+        return np.concatenate([np.zeros(0, "S16"), *(keys for _, keys in self._files)])
+
+    def read(self, hashes: NDArray[np.bytes_]) -> NDArray[np.float32]:
+        """Vectors of texts.
+
+        Args:
+            hashes: (n,) S16, sorted and distinct.
+
+        Returns:
+            (n, d) float32.
+
+        Raises:
+            CorruptArtifactError: A text has no vector.
+        """
+        vectors = np.empty((len(hashes), self._dims), dtype=np.float32)
+        absent = np.ones(len(hashes), dtype=bool)
+        for file, keys in self._files:
+            places = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+            here = absent & (keys[places] == hashes)
+            if here.any():
+                first, last = int(places[here].min()), int(places[here].max()) + 1
+                vectors[here] = file.read("embedding", [(first, last)])[0].view(np.float32)[
+                    places[here] - first
+                ]
+                absent &= ~here
+        if absent.any():
+            raise CorruptArtifactError(
+                self._place, f"{int(absent.sum())} texts have no vector", "rerun `strata run`"
+            )
+        return vectors
 
 
 def _missing(
@@ -187,9 +213,8 @@ def _missing(
     """Distinct texts of a bucket, sorted by hash, and those of them without a vector."""
     pieces = [read_bucket(store, ref.path, bucket, ["text_hash", column]) for ref in texts]
     table = _first_of_each(pa.concat_tables(pieces))
-    known = [_raw_keys(file) for file in _files(store, cache, bucket)]
-    keys = np.concatenate(known) if known else np.zeros(0, dtype="S16")
-    return table, table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), keys)))
+    known = CachedBucket(store, cache, bucket).keys
+    return table, table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), known)))
 
 
 def _add(store: Store, cache: Cache, bucket: int, table: pa.Table) -> FileRef:
@@ -203,12 +228,15 @@ def _add(store: Store, cache: Cache, bucket: int, table: pa.Table) -> FileRef:
 
 
 def _files(store: Store, cache: Cache, bucket: int) -> Iterator[RawFile]:
-    paths: set[str] = set()
-    for entry in cache.log(store, bucket).entries():
-        ref = FileRef.model_validate(entry["file"])
-        if ref.path not in paths:
-            paths.add(ref.path)
-            yield RawFile(store, ref, ["text_hash", "embedding"])
+    """Files that the log names; one that is gone or cut short holds no vectors, and its texts are encoded again."""
+    refs = {
+        entry["file"]["path"]: FileRef.model_validate(entry["file"])
+        for entry in cache.log(store, bucket).entries()
+    }
+    for ref in refs.values():
+        with contextlib.suppress(MissingFileError):
+            if store.head(ref.path).size == ref.bytes:
+                yield RawFile(store, ref, ["text_hash", "embedding"])
 
 
 def _raw_keys(file: RawFile) -> NDArray[np.bytes_]:

@@ -17,12 +17,13 @@ def judge_against_exact(found: Rankings, exact: Rankings) -> dict[str, float]:
 
 
 def judge_against_qrels(
-    found: Rankings, exact: Rankings, qrels: Mapping[str, Mapping[str, float]]
+    found: Rankings, deep: Rankings, exact: Rankings, qrels: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float]:
     """nDCG@10 and recall@100 of the index beside those of exact search, over the judged queries.
 
     Args:
-        found: Rankings of the index, to depth 100.
+        found: Rankings of the index to depth 10, as users get them.
+        deep: Rankings of the index to depth 100.
         exact: Rankings of exact float32 search, to depth 100.
         qrels: Judgments of each query.
     """
@@ -31,7 +32,7 @@ def judge_against_qrels(
         "judged_queries": float(len(judged)),
         "ndcg_at_10": mean([ndcg_at_k(found[q], qrels[q], 10) for q in judged]),
         "exact_ndcg_at_10": mean([ndcg_at_k(exact[q], qrels[q], 10) for q in judged]),
-        "recall_at_100": mean([recall_at_k(found[q], qrels[q], 100) for q in judged]),
+        "recall_at_100": mean([recall_at_k(deep[q], qrels[q], 100) for q in judged]),
         "exact_recall_at_100": mean([recall_at_k(exact[q], qrels[q], 100) for q in judged]),
     }
 

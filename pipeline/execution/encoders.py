@@ -28,6 +28,8 @@ class EncoderInForce:
     space: EncoderIdentity
     spec: EncoderSpec | None
     """None where vectors are ready-made and no encoder is configured for text queries."""
+    query_fingerprint: str
+    """Names what encodes text queries: the space, unless vectors are ready-made and queries are not."""
     tokenizer_json: bytes | None
     """For chunking; None where nothing is cut."""
 
@@ -67,32 +69,44 @@ class EncoderInForce:
         return self.spec.config.model_dump(mode="json") if self.spec is not None else None
 
 
-def encoder_in_force(store: Store, config: Config, plan: Plan) -> EncoderInForce:
+def encoder_in_force(store: Store, config: Config, plan: Plan, *, remember: bool = True) -> EncoderInForce:
     """Find the encoder of a run and fingerprint it.
+
+    Args:
+        store: The root.
+        config: Names the encoder.
+        plan: Says whether vectors are ready-made.
+        remember: Record the number format that was decided, for later runs.
 
     Raises:
         ConfigError: The model cannot be found or may not be loaded.
     """
-    spec = _spec(store, config, config.encoder_name) if config.encoder_name is not None else None
+    if plan.embedding_dims is None and config.encoder_name is None:
+        raise ConfigError("encoder", "names no encoder", "name one of `encoders`")
+    spec = _spec(store, config, config.encoder_name, remember=remember) if config.encoder_name else None
+    made = (
+        identify_encoder(spec.config, dtype=spec.dtype, name=spec.name, storage=config.storage)
+        if spec
+        else None
+    )
     if plan.embedding_dims is not None:
         # Whoever made the vectors knows what made them: their name is the corpus's, its column's and their width.
         space = given_identity(f"{config.corpus.identity}:{config.corpus.embedding}", plan.embedding_dims)
-        return EncoderInForce(space, spec, None)
-    spec = spec or _spec(store, config, config.encoder_name)
-    space = identify_encoder(spec.config, dtype=spec.dtype, name=spec.name, storage=config.storage)
-    return EncoderInForce(space, spec, _tokenizer(config, spec.config))
+        return EncoderInForce(space, spec, made.fingerprint if made else "", None)
+    assert spec is not None  # noqa: S101  (an encoder is named, or the first lines refuse)
+    assert made is not None  # noqa: S101
+    return EncoderInForce(made, spec, made.fingerprint, _tokenizer(config, spec.config))
 
 
-def _spec(store: Store, config: Config, name: str | None) -> EncoderSpec:
-    if name is None:
-        raise ConfigError("encoder", "names no encoder", "name one of `encoders`")
+def _spec(store: Store, config: Config, name: str, *, remember: bool) -> EncoderSpec:
     encoder = config.encoders[name]
-    return EncoderSpec(
-        name, encoder, _decided_dtype(store, config, encoder, name), config.embedding, config.storage
-    )
+    dtype = _decided_dtype(store, config, encoder, name, remember=remember)
+    return EncoderSpec(name, encoder, dtype, config.embedding, config.storage)
 
 
-def _decided_dtype(store: Store, config: Config, encoder: EncoderConfig, name: str) -> Dtype:
+def _decided_dtype(
+    store: Store, config: Config, encoder: EncoderConfig, name: str, *, remember: bool
+) -> Dtype:
     """The number format that the first run on this root decided; another processor tonight must not change it."""
     if encoder.dtype != "auto":
         return encoder.dtype
@@ -104,6 +118,8 @@ def _decided_dtype(store: Store, config: Config, encoder: EncoderConfig, name: s
     except MissingFileError:
         chosen = choose_dtype(encoder, storage=config.storage)
         choice = {"dtype": chosen.dtype, "min_cosine": chosen.min_cosine, "mean_cosine": chosen.mean_cosine}
+        if not remember:
+            return chosen.dtype
         store.put_if_absent(path, canonical_json(choice))
         return cast("Dtype", json.loads(store.read(path))["dtype"])
 

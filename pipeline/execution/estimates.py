@@ -9,7 +9,6 @@ from typing import Any
 
 from pipeline.artifacts import Plan
 from pipeline.config import Config
-from pipeline.embedding.stage import text_bucket_count
 from pipeline.errors import ConfigError
 from pipeline.index.training import sample_rows
 from pipeline.postings import list_count
@@ -69,7 +68,13 @@ class Estimate:
 
 
 def estimate(
-    plan: Plan, config: Config, *, dims: int, cpus: int, tokens_per_s: float = CONSTANTS.tokens_per_s
+    plan: Plan,
+    config: Config,
+    *,
+    dims: int,
+    text_buckets: int,
+    cpus: int,
+    tokens_per_s: float = CONSTANTS.tokens_per_s,
 ) -> Estimate:
     """Reckon the cost of a first run.
 
@@ -77,10 +82,11 @@ def estimate(
         plan: The frozen shard plan.
         config: The run.
         dims: Width of the vectors.
+        text_buckets: Buckets of the embedding cache, which an earlier and smaller corpus may have fixed.
         cpus: Cores that work.
         tokens_per_s: Measured speed of the encoder on one core.
     """
-    memory = _memory_by_task(plan, config, dims)
+    memory = _memory_by_task(plan, config, dims, text_buckets)
     largest = max(memory, key=lambda name: memory[name])
     return Estimate(
         rows=plan.rows,
@@ -89,7 +95,7 @@ def estimate(
         task_memory_mb=round(CONSTANTS.worker_mb + memory[largest] / MB),
         largest_task=largest,
         actor_memory_mb=0 if plan.embedding_dims else config.embedding.memory_mb_per_actor,
-        seconds=_seconds(plan, config, dims, cpus, tokens_per_s),
+        seconds=_seconds(plan, config, dims, text_buckets, cpus, tokens_per_s),
     )
 
 
@@ -97,20 +103,20 @@ def _text_per_row(plan: Plan) -> float:
     return plan.text_bytes / max(plan.rows, 1)
 
 
-def _memory_by_task(plan: Plan, config: Config, dims: int) -> dict[str, float]:
+def _memory_by_task(plan: Plan, config: Config, dims: int, text_buckets: int) -> dict[str, float]:
     """Bytes that the largest task of each stage holds at once."""
     text = _text_per_row(plan) + 150
     given = 4 * dims if plan.embedding_dims else 0
     shard = min(config.corpus.shard_rows, plan.rows)
     bucket = plan.rows / plan.document_buckets
-    texts = plan.rows / text_bucket_count(plan.rows)
+    texts = plan.rows / text_buckets
     segment = min(plan.rows, config.layout.segment_rows)
     return {
-        "read (corpus.shard_rows)": shard * (3 * text + 3 * given),
-        "merge (rows of a bucket are fixed)": bucket * (3 * text + 3 * given),
-        "place (rows of a bucket are fixed)": texts * (3 * (2 * dims + 250)) + 3 * 8192 * 4 * dims,
-        "build (layout.segment_rows)": segment * 3 * (2 * dims + 250),
-        "train (layout.max_train_rows)": sample_rows(plan.rows, config.layout) * 4 * dims * 3.0,
+        "read": shard * (3 * text + 3 * given),
+        "merge": bucket * (3 * text + 3 * given),
+        "place": texts * (3 * (2 * dims + 250)) + 3 * 8192 * 4 * dims,
+        "build": segment * 3 * (2 * dims + 250),
+        "train": sample_rows(plan.rows, config.layout) * 4 * dims * 3.0,
     }
 
 
@@ -123,17 +129,15 @@ def _bytes(plan: Plan, config: Config, dims: int) -> int:
     return int(3 * text + units + plan.rows * per_row + given)
 
 
-def _seconds(plan: Plan, config: Config, dims: int, cpus: int, tokens_per_s: float) -> float:
+def _seconds(
+    plan: Plan, config: Config, dims: int, text_buckets: int, cpus: int, tokens_per_s: float
+) -> float:
     lists = list_count(plan.rows, config.layout.rows_per_list)
     sample = sample_rows(plan.rows, config.layout)
     train = 2.0 * sample * lists * dims * KMEANS_ITERATIONS / CONSTANTS.flops_per_s
     products = 2.0 * plan.rows * dims * (lists + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
     rows = plan.rows / CONSTANTS.rows_per_s / cpus
-    tasks = (
-        (len(plan.shards) + plan.document_buckets + 4 * text_bucket_count(plan.rows))
-        * CONSTANTS.task_s
-        / cpus
-    )
+    tasks = (len(plan.shards) + plan.document_buckets + 4 * text_buckets) * CONSTANTS.task_s / cpus
     encode = 0.0
     if not plan.embedding_dims:
         limit = config.encoders[config.encoder_name or ""].max_tokens or 256
@@ -142,17 +146,34 @@ def _seconds(plan: Plan, config: Config, dims: int, cpus: int, tokens_per_s: flo
     return CONSTANTS.start_s + train + products + rows + tasks + encode
 
 
+SHRINKING_SETTING = {
+    "read": "corpus.shard_rows",
+    "build": "layout.segment_rows",
+    "train": "layout.max_train_rows",
+}
+"""Setting that makes the tasks of a stage smaller, where there is one."""
+FEWEST_ROWS_PER_CENTROID = 8
+"""With fewer sample rows than this, lists are single points rather than clusters."""
+
+
 def check_fits(cost: Estimate, config: Config) -> None:
-    """Refuse a plan whose tasks need more memory than the configuration gives them.
+    """Refuse a plan whose tasks need more memory than the configuration gives them, or that cannot train its lists.
 
     Raises:
         ConfigError: Names the stage, the setting that shrinks it, and the setting that allows more.
     """
     allowed = config.ray.task_memory_mb
     if cost.task_memory_mb > allowed:
-        problem = f"the plan does not fit: the largest task, {cost.largest_task}, needs about {cost.task_memory_mb} MB"
-        raise ConfigError(
-            "ray.task_memory_mb",
-            f"{problem}, allowed are {allowed} MB",
-            "lower the setting in brackets or raise this one",
+        shrinking = SHRINKING_SETTING.get(cost.largest_task)
+        remedy = (
+            f"lower {shrinking}, or raise ray.task_memory_mb" if shrinking else "raise ray.task_memory_mb"
         )
+        need = f"the largest task, of stage {cost.largest_task}, needs about {cost.task_memory_mb} MB"
+        raise ConfigError(
+            "ray.task_memory_mb", f"the plan does not fit: {need}, allowed are {allowed} MB", remedy
+        )
+    lists = list_count(cost.rows, config.layout.rows_per_list)
+    rows = sample_rows(cost.rows, config.layout)
+    if rows < min(FEWEST_ROWS_PER_CENTROID * lists, cost.rows):
+        problem = f"{lists} posting lists would be trained on {rows} rows, at least {FEWEST_ROWS_PER_CENTROID} each are needed"
+        raise ConfigError("layout.max_train_rows", problem, "raise it, or raise layout.rows_per_list")

@@ -24,6 +24,7 @@ from pipeline.artifacts import (
     ReleaseRecord,
     SearchDefaults,
     StageOutput,
+    arrow_schema,
 )
 from pipeline.config import Config
 from pipeline.corpus import (
@@ -33,14 +34,15 @@ from pipeline.corpus import (
     plan_corpus,
     read_shard,
 )
-from pipeline.embedding.stage import Cache, encode_unit, open_cache, plan_units, store_given
-from pipeline.errors import QualityGateError
+from pipeline.embedding.stage import Cache, bucket_count, encode_unit, open_cache, plan_units, store_given
+from pipeline.errors import ConfigError, DataError, QualityGateError
 from pipeline.evaluation.judging import gate_failures
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import check_fits, estimate
 from pipeline.execution.judgement import judge
 from pipeline.execution.session import Session
-from pipeline.execution.work import StoreSpec, Task, versions
+from pipeline.execution.work import StoreSpec, Task, digest, versions
+from pipeline.filters import parse_filter
 from pipeline.index.stage import (
     VectorSource,
     build_segment,
@@ -84,15 +86,20 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
     """
     start = time.perf_counter()
     store = spec.open()
-    claim_root(store, config.corpus)
     started_at = read_alias(store)
     plan = plan_corpus(config.corpus, config.storage)
+    claim_root(store, config.corpus)
     encoder = encoder_in_force(store, config, plan)
-    cost = estimate(plan, config, dims=encoder.dims, cpus=config.ray.num_cpus or os.cpu_count() or 1)
+    _check_examples(config, plan, encoder)
+    buckets = bucket_count(store, encoder.fingerprint, plan.rows)
+    cpus = config.ray.num_cpus or os.cpu_count() or 1
+    cost = estimate(plan, config, dims=encoder.dims, text_buckets=buckets, cpus=cpus)
     check_fits(cost, config)
     inputs = _inputs_key(config, plan, encoder)
     current = read_release(store, started_at.release) if started_at is not None else None
     if current is not None and current.summary.get("inputs") == inputs and files_are_there(store, current):
+        # A run that died between its alias entry and this line left its plan open.
+        mark_plan_done(store, plan)
         return _unchanged(current, time.perf_counter() - start)
     write_plan(store, plan)
     planned = time.perf_counter()
@@ -106,6 +113,17 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
         summary["estimate"] = cost.as_dict()
     mark_plan_done(store, plan)
     return summary
+
+
+def _check_examples(config: Config, plan: Plan, encoder: EncoderInForce) -> None:
+    """Refuse example searches that could not be shown, before the work instead of after it."""
+    if config.evaluation.examples and encoder.spec is None:
+        raise ConfigError(
+            "evaluation.examples", "are texts, and no encoder is configured", "configure one, or remove them"
+        )
+    for example in config.evaluation.examples:
+        if example.filter is not None:
+            parse_filter(example.filter, arrow_schema(plan.attributes))
 
 
 def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
@@ -129,9 +147,10 @@ def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce) -> str:
     )
     # Where the corpus lies does not matter, what it holds does: that is the plan's fingerprint.
     settings["corpus"].pop("uri")
+    settings["evaluation"].pop("examples")
     value = {
         "plan": plan.fingerprint,
-        "encoder": encoder.fingerprint,
+        "encoder": [encoder.fingerprint, encoder.query_fingerprint],
         "settings": settings,
         "judged": contents,
         "versions": versions(),
@@ -200,6 +219,9 @@ def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache
         output.files["dead_letters"] for output in [*shards, *merged] if "dead_letters" in output.files
     ]
     _check_budget(session, plan, letters)
+    if _total(merged, "documents") == 0:
+        problem = f"no document is left of {plan.rows} rows: all were set aside"
+        raise DataError(session.config.corpus.uri, problem, "see the reasons in the dead-letter table")
     return _Documents(
         files=tuple(output.files["documents"] for output in merged),
         texts=tuple(output.files["texts"] for output in merged),
@@ -239,11 +261,11 @@ def _read_tasks(config: Config, plan: Plan, encoder: EncoderInForce) -> list[Tas
 
 
 def _merge_tasks(config: Config, plan: Plan, rows: tuple[FileRef, ...], cache: Cache) -> list[Task]:
-    call = partial(merge_documents, shard_rows_files=rows, plan=plan, text_buckets=cache.buckets)
+    shared = {"shard_rows_files": rows, "plan": plan, "text_buckets": cache.buckets}
     names = [file.path for file in plan.files]
-    inputs = {"rows": rows, "text_buckets": cache.buckets, "files": names, **_shape(config, plan)}
+    inputs = digest({"rows": rows, "text_buckets": cache.buckets, "files": names, **_shape(config, plan)})
     return [
-        Task("merge", {**inputs, "bucket": bucket}, partial(call, bucket=bucket))
+        Task("merge", {"of": inputs, "bucket": bucket}, partial(merge_documents, bucket=bucket), shared)
         for bucket in range(plan.document_buckets)
     ]
 
@@ -270,33 +292,23 @@ def _check_budget(session: Session, plan: Plan, letters: Sequence[FileRef]) -> N
 def _embed(session: Session, documents: _Documents, encoder: EncoderInForce, cache: Cache) -> int:
     """Fill the cache; returns the number of texts encoded now."""
     buckets = range(cache.buckets)
-    inputs = {"texts": documents.texts, "encoder": encoder.fingerprint}
+    inputs = {"texts": digest(documents.texts), "encoder": encoder.fingerprint}
+    # What is missing depends on the cache, so it is looked up anew each time: there is no receipt to reuse.
+    inputs["attempt"] = uuid.uuid4().hex
+    shared: dict[str, Any] = {"cache": cache, "texts": documents.texts}
     if encoder.ready_made:
         tasks = [
-            Task(
-                "given",
-                {**inputs, "bucket": b, "buckets": cache.buckets},
-                partial(store_given, cache=cache, bucket=b, texts=documents.texts),
-            )
-            for b in buckets
+            Task("given", {**inputs, "bucket": b}, partial(store_given, bucket=b), shared) for b in buckets
         ]
         session.outputs("embed", tasks)
         return 0
-    unit_texts = session.config.embedding.unit_texts
-    # What is missing depends on the cache, so that the plan of units is made anew each time: it has no receipt to reuse.
-    attempt = uuid.uuid4().hex
-    plans = [
-        Task(
-            "units",
-            {**inputs, "bucket": b, "attempt": attempt},
-            partial(plan_units, cache=cache, bucket=b, texts=documents.texts, unit_texts=unit_texts),
-        )
-        for b in buckets
-    ]
+    shared["unit_texts"] = session.config.embedding.unit_texts
+    plans = [Task("units", {**inputs, "bucket": b}, partial(plan_units, bucket=b), shared) for b in buckets]
     planned = session.outputs("embed", plans)
     units = [
         Task(
             "encode",
+            # The attempt is not in the key: a unit that was encoded before a crash is not encoded again.
             {"unit": unit, "encoder": encoder.fingerprint},
             partial(encode_unit, cache=cache, bucket=b, unit=unit),
         )
@@ -313,20 +325,21 @@ def _build(
     config = session.config
     trained = session.outputs("train", [_train_task(config, documents, source, encoder)])[0]
     inputs = {
-        "texts": documents.texts,
+        "texts": digest(documents.texts),
         "encoder": encoder.fingerprint,
         "attributes": plan.attributes,
         "trained": trained.files,
     }
-    place = partial(place_bucket, source=source, trained_files=trained.files)
+    shared = {"source": source, "trained_files": trained.files}
     places = [
-        Task("place", {**inputs, "bucket": b}, partial(place, bucket=b)) for b in range(source.cache.buckets)
+        Task("place", {**inputs, "bucket": b}, partial(place_bucket, bucket=b), shared)
+        for b in range(source.cache.buckets)
     ]
     placed = tuple(output.files["placed"] for output in session.outputs("place", places))
-    build = partial(build_segment, placed=placed, attributes=plan.attributes)
-    shape = {"placed": placed, "attributes": plan.attributes}
+    shape = digest({"placed": placed, "attributes": plan.attributes})
+    parts = {"placed": placed, "attributes": plan.attributes}
     segments = [
-        Task("build", {**shape, "segment": no}, partial(build, segment_no=no))
+        Task("build", {"of": shape, "segment": no}, partial(build_segment, segment_no=no), parts)
         for no in range(int(trained.numbers["segments"]))
     ]
     built = session.outputs("build", segments)

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import threadpoolctl
 from numpy.typing import NDArray
 
 from pipeline import postings
 from pipeline.artifacts import IndexManifest, SearchDefaults, StageOutput
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.judging import judge_against_exact, judge_against_qrels
 from pipeline.evaluation.queries import Queries, read_qrels, read_queries
 from pipeline.evaluation.stage import (
@@ -21,12 +22,14 @@ from pipeline.evaluation.stage import (
     exact_bucket,
     measure_search,
     merge_exact,
+    rank,
     read_query_vectors,
     write_query_vectors,
 )
 from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session
-from pipeline.execution.work import Task
+from pipeline.execution.work import Task, digest
 from pipeline.index.reader import IndexReader
 from pipeline.index.stage import VectorSource, sample_vectors
 from pipeline.storage import canonical_json
@@ -69,39 +72,46 @@ def judge(
     asked = write_query_vectors(session.store, np.concatenate([judged.vectors, judged.tuning]))
     layout = trained.files["layout"]
     inputs = {
-        "texts": source.texts,
+        "texts": digest(source.texts),
         "encoder": encoder.fingerprint,
         "queries": asked,
         "layout": layout,
         "depth": NEIGHBOURS + 1,
     }
+    shared = {"source": source, "queries": asked, "layout": layout, "depth": NEIGHBOURS + 1}
     tasks = [
         Task(
             "exact",
             {**inputs, "bucket": b},
-            partial(
-                exact_bucket, source=source, bucket=b, queries=asked, layout=layout, depth=NEIGHBOURS + 1
-            ),
+            partial(exact_bucket, bucket=b),
+            shared,
         )
         for b in range(source.cache.buckets)
     ]
     files = [output.files["exact"] for output in session.outputs("judge", tasks)]
-    with session.timed("judge"):
+    # Threads change bits of products, and a bit of a distance can change the number of probes.
+    with session.timed("judge"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
         exact = merge_exact(session.store, files, asked.rows, depth=NEIGHBOURS + 1)
         probes = session.config.search.probes or _tuned_probes(
             session, judged, exact[len(judged.vectors) :], manifest
         )
         search = SearchDefaults(probes=probes, rerank=manifest.search.rerank)
         manifest = _identified(manifest.model_copy(update={"search": search}))
-        reader = IndexReader(session.store, manifest)
-        rankings, costs = measure_search(reader, judged.vectors, k=NEIGHBOURS + 1)
-        found = _without_self(judged, rankings)
-        truth = _without_self(judged, [list(e.doc_ids) for e in exact[: len(judged.vectors)]])
-        numbers = judge_against_exact(found, {q: truth[q] for q in judged.recall_queries})
-        if judged.qrels:
-            numbers |= judge_against_qrels(found, truth, judged.qrels)
-    rounded = {name: round(value, 4) for name, value in (numbers | costs).items()}
+        numbers = _measure(IndexReader(session.store, manifest), judged, exact[: len(judged.vectors)])
+    rounded = {name: round(value, 4) for name, value in numbers.items()}
     return manifest, {**rounded, "probes": probes, "rerank": manifest.search.rerank}
+
+
+def _measure(reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbours]) -> dict[str, float]:
+    own = any(name is not None for name in judged.own_documents)
+    rankings, costs = measure_search(reader, judged.vectors, k=10 + own)
+    found = _without_self(judged, rankings)
+    truth = _without_self(judged, [list(neighbours.doc_ids) for neighbours in exact])
+    numbers = costs | judge_against_exact(found, {query: truth[query] for query in judged.recall_queries})
+    if judged.qrels:
+        deep = _without_self(judged, rank(reader, judged.vectors, k=NEIGHBOURS))
+        numbers |= judge_against_qrels(found, deep, truth, judged.qrels)
+    return numbers
 
 
 def _tuned_probes(
@@ -114,7 +124,7 @@ def _tuned_probes(
     for distances, neighbours in zip(postings.head_distances(judged.tuning, heads), exact, strict=True):
         rank_of = np.empty(len(heads), dtype=np.int64)
         rank_of[np.argsort(distances, kind="stable")] = np.arange(len(heads))
-        ranks.append(rank_of[list(neighbours.list_nos[first : first + 10])])
+        ranks.append(rank_of[np.array(neighbours.list_nos[first : first + 10], dtype=np.int64)])
     search = session.config.search
     rows = sum(partition.rows for partition in manifest.partitions)
     floor = min(len(heads), math.ceil(search.min_scan_rows * len(heads) / rows))
@@ -131,7 +141,7 @@ def _judged_queries(session: Session, encoder: EncoderInForce, source: VectorSou
     evaluation = session.config.evaluation
     if evaluation.queries is None:
         return _document_queries(session, source)
-    queries = read_queries(evaluation.queries, session.config.storage)
+    queries = read_queries(evaluation.queries, session.config.storage, dims=encoder.dims)
     qrels = read_qrels(evaluation.qrels, session.config.storage) if evaluation.qrels is not None else {}
     judged = [q for q in queries.query_ids if q in qrels]
     if qrels and not judged:
@@ -176,7 +186,12 @@ def _document_queries(session: Session, source: VectorSource) -> _Judged:
 def _query_vectors(session: Session, queries: Queries, encoder: EncoderInForce) -> NDArray[np.float32]:
     if queries.vectors is not None:
         return queries.vectors / np.linalg.norm(queries.vectors, axis=1, keepdims=True)
-    inputs = {"texts": queries.texts, "encoder": encoder.fingerprint}
+    if encoder.spec is None:
+        problem = "has texts, and no encoder is configured"
+        raise ConfigError(
+            str(session.config.evaluation.queries), problem, "give vectors, or configure an encoder"
+        )
+    inputs = {"texts": queries.texts, "encoder": encoder.query_fingerprint}
     task = Task("queries", inputs, partial(encode_query_texts, texts=queries.texts or ()))
     output = session.outputs("judge", [task], encoder=encoder)[0]
     return read_query_vectors(session.store, output.files["queries"])

@@ -1,5 +1,6 @@
 """`strata plan`: freeze the shard plan and reckon what the run will cost, with the encoder's speed measured here and now."""
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -8,9 +9,11 @@ from pipeline.config import Config
 from pipeline.corpus import plan_corpus
 from pipeline.embedding.encoder import load_encoder
 from pipeline.embedding.precision import SAMPLE_TEXTS
+from pipeline.embedding.stage import bucket_count
+from pipeline.errors import MissingFileError
 from pipeline.execution.encoders import EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import CONSTANTS, check_fits, estimate
-from pipeline.release import claim_root, write_plan
+from pipeline.release import claim_root, record_plan
 from pipeline.storage import open_store
 
 __all__ = ["plan_job"]
@@ -23,13 +26,17 @@ def plan_job(config: Config) -> dict[str, Any]:
         ConfigError: The plan does not fit; the message names the setting to change.
     """
     store = open_store(config.root, config.storage)
-    claim_root(store, config.corpus)
     plan = plan_corpus(config.corpus, config.storage)
-    encoder = encoder_in_force(store, config, plan)
+    with contextlib.suppress(MissingFileError):
+        store.head("root.json")
+        claim_root(store, config.corpus)
+    encoder = encoder_in_force(store, config, plan, remember=False)
+    buckets = bucket_count(store, encoder.fingerprint, plan.rows)
     cpus = config.ray.num_cpus or os.cpu_count() or 1
-    cost = estimate(plan, config, dims=encoder.dims, cpus=cpus, tokens_per_s=_tokens_per_s(encoder))
+    speed = _tokens_per_s(encoder)
+    cost = estimate(plan, config, dims=encoder.dims, text_buckets=buckets, cpus=cpus, tokens_per_s=speed)
     check_fits(cost, config)
-    write_plan(store, plan)
+    record_plan(store, plan)
     return {
         "plan": plan.fingerprint,
         "corpus": config.corpus.identity,

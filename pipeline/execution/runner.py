@@ -4,9 +4,11 @@ Both runners obey one interface, so that every stage runs without Ray in unit te
 worker's unit is given to another; results come as they finish, each with its place among the tasks.
 """
 
+import functools
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -16,7 +18,7 @@ from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
 from pipeline.errors import ConfigError, PipelineError, TransientError
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
-__all__ = ["EncoderSpec", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
+__all__ = ["THREADS_PER_TASK", "EncoderSpec", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
 
 THREADS_PER_TASK = 1
 """Part of the plan, not of the cluster: distances change bits with the number of threads (DESIGN §4)."""
@@ -69,7 +71,7 @@ class InlineRunner:
 
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
         for place, task in enumerate(tasks):
-            yield place, perform(task, self._store, THREADS_PER_TASK)
+            yield place, perform(task, task.shared, self._store, THREADS_PER_TASK)
 
     def encode(self, tasks: Sequence[Task], spec: EncoderSpec) -> Iterator[tuple[int, Done]]:
         if not tasks:
@@ -78,14 +80,32 @@ class InlineRunner:
         for place, task in enumerate(tasks):
             yield (
                 place,
-                perform(task, self._store, spec.embedding.threads_per_actor, encoder),
+                perform(task, task.shared, self._store, spec.embedding.threads_per_actor, encoder),
             )
 
 
-def encoder_actor_count(embedding: EmbeddingConfig, *, cpus: int, gpus: float, tasks: int) -> int:
-    """Encoder actors to start: one per GPU share, or one per `threads_per_actor` cores."""
-    room = gpus / (embedding.gpus_per_actor or 1.0) if gpus else cpus / embedding.threads_per_actor
-    return max(1, min(embedding.actors or math.floor(room), tasks))
+def encoder_actor_count(
+    embedding: EmbeddingConfig, *, nodes: Sequence[tuple[float, float]], tasks: int
+) -> int:
+    """Encoder actors to start: one per GPU share, or one per `threads_per_actor` cores, on one node each.
+
+    Args:
+        embedding: The settings.
+        nodes: (cores, GPUs) of each node; where any has a GPU, the actors go to GPUs.
+        tasks: Units of work; there are never more actors.
+
+    Raises:
+        ConfigError: No node has room for an actor.
+    """
+    gpus = any(gpu for _, gpu in nodes)
+    need = (embedding.gpus_per_actor or 1.0) if gpus else embedding.threads_per_actor
+    room = sum(math.floor((gpu if gpus else cpu) / need + 1e-9) for cpu, gpu in nodes)
+    if room == 0:
+        name, what = ("gpus_per_actor", "GPUs") if gpus else ("threads_per_actor", "cores")
+        most = max((gpu if gpus else cpu) for cpu, gpu in nodes)
+        problem = f"an actor needs {need:g} {what}, the largest node has {most:g}"
+        raise ConfigError(f"embedding.{name}", problem, "lower it")
+    return max(1, min(embedding.actors or room, room, tasks))
 
 
 class RayRunner(AbstractContextManager["RayRunner"]):
@@ -123,28 +143,32 @@ class RayRunner(AbstractContextManager["RayRunner"]):
             max_retries=self._config.max_retries,
             retry_exceptions=[TransientError],
         )(perform)
+        shared = _Shared()
 
         def submit(place: int) -> Any:
-            return remote.remote(tasks[place], self._store, THREADS_PER_TASK)
+            task = tasks[place]
+            return remote.remote(task.without_shared(), shared.of(task), self._store, THREADS_PER_TASK)
 
-        window = self._config.max_in_flight or 2 * _cpus()
-        yield from _windowed(submit, len(tasks), window)
+        yield from _windowed(submit, len(tasks), self._config.max_in_flight or 2 * _cpus())
 
     def encode(self, tasks: Sequence[Task], spec: EncoderSpec) -> Iterator[tuple[int, Done]]:
         if not tasks:
             return
         import ray
 
-        resources = ray.cluster_resources()
-        gpus = float(resources.get("GPU", 0.0))
-        count = encoder_actor_count(spec.embedding, cpus=_cpus(), gpus=gpus, tasks=len(tasks))
-        options = {"num_gpus": spec.embedding.gpus_per_actor or 1.0} if gpus else {}
+        nodes = [
+            (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        gpus = any(gpu for _, gpu in nodes)
         remote = ray.remote(_EncoderActor).options(
             num_cpus=0 if gpus else spec.embedding.threads_per_actor,
+            num_gpus=(spec.embedding.gpus_per_actor or 1.0) if gpus else 0,
             max_restarts=-1,
             max_task_retries=self._config.max_retries,
-            **options,
         )
+        count = encoder_actor_count(spec.embedding, nodes=nodes, tasks=len(tasks))
         actors = [remote.remote(spec, self._store, "cuda" if gpus else None) for _ in range(count)]
         try:
             yield from _pooled(actors, tasks)
@@ -153,15 +177,36 @@ class RayRunner(AbstractContextManager["RayRunner"]):
                 ray.kill(actor)
 
 
+class _Shared:
+    """Shared arguments in the object store, each mapping once."""
+
+    def __init__(self) -> None:
+        self._references: dict[int, Any] = {}
+
+    def of(self, task: Task) -> Any:
+        import ray
+
+        if id(task.shared) not in self._references:
+            self._references[id(task.shared)] = ray.put(task.shared)
+        return self._references[id(task.shared)]
+
+
 class _EncoderActor:
-    """A worker that keeps one encoder loaded."""
+    """A worker that keeps one encoder loaded; after a restart it loads it again at its next task."""
 
     def __init__(self, spec: EncoderSpec, store: StoreSpec, device: str | None) -> None:
-        self._spec, self._store = spec, store
-        self._encoder = _load(spec, device)
+        self._spec, self._store, self._device = spec, store, device
 
-    def perform(self, task: Task) -> Done:
-        return perform(task, self._store, self._spec.embedding.threads_per_actor, self._encoder)
+    @functools.cached_property
+    def _encoder(self) -> TextEncoder:
+        return _load(self._spec, self._device)
+
+    def load(self) -> None:
+        """Answer once the encoder is loaded: in a method, its errors come out as themselves."""
+        _ = self._encoder
+
+    def perform(self, task: Task, shared: Mapping[str, Any]) -> Done:
+        return perform(task, shared, self._store, self._spec.embedding.threads_per_actor, self._encoder)
 
 
 def _start(config: ClusterConfig) -> None:
@@ -212,31 +257,37 @@ def _windowed(submit: Any, count: int, window: int) -> Iterator[tuple[int, Done]
 
 
 def _pooled(actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
-    """Give each actor two tasks at a time, so that none waits for the driver."""
+    """Give two tasks at a time to each actor that has loaded its encoder, so that none waits for the driver."""
     import ray
 
+    shared = _Shared()
+    loading = {actor.load.remote(): actor for actor in actors}
     running: dict[Any, tuple[int, Any]] = {}
-    waiting = iter(range(len(tasks)))
-    free = [actor for actor in actors for _ in range(2)]
-    while True:
-        while free and (place := next(waiting, None)) is not None:
-            actor = free.pop(0)
-            running[actor.perform.remote(tasks[place])] = (place, actor)
-        if not running:
-            return
-        ready, _ = ray.wait(list(running), num_returns=1)
+    waiting = deque(range(len(tasks)))
+    free: list[Any] = []
+    while waiting or running:
+        while free and waiting:
+            place, actor = waiting.popleft(), free.pop(0)
+            method = actor.perform.options(retry_exceptions=[TransientError])
+            task = tasks[place]
+            running[method.remote(task.without_shared(), shared.of(task))] = (place, actor)
+        ready, _ = ray.wait([*running, *loading], num_returns=1)
         for reference in ready:
+            if reference in loading:
+                _result(reference)
+                free += 2 * [loading.pop(reference)]
+                continue
             place, actor = running.pop(reference)
             yield place, _result(reference)
             free.append(actor)
 
 
-def _result(reference: Any) -> Done:
-    """A task's result; our own errors come out as themselves."""
+def _result(reference: Any) -> Any:
+    """A call's result; our own errors come out as themselves."""
     import ray
 
     try:
-        done: Done = ray.get(reference)
+        return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, PipelineError):
             raise error.cause from error
@@ -249,4 +300,3 @@ def _result(reference: Any) -> Done:
         raise TransientError(
             "ray", f"a worker died again and again ({error})", "rerun: finished work is kept"
         ) from error
-    return done

@@ -38,8 +38,8 @@ def search_file(
     Returns:
         The summary that the job prints.
     """
-    asked = read_queries(queries, config.storage)
     release = open_release(config.root, storage=config.storage)
+    asked = read_queries(queries, config.storage, dims=release.reader.manifest.dims)
     if asked.texts is not None:
         release = Release(
             release.reader, release.record, query_encoder_for(config, release.reader.manifest, encoder)

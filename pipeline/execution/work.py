@@ -11,8 +11,8 @@ import resource
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import MissingFileError
 from pipeline.storage import Log, Store, canonical_json, open_store
 
-__all__ = ["Done", "StoreSpec", "Task", "perform", "versions"]
+__all__ = ["Done", "StoreSpec", "Task", "digest", "perform", "versions"]
 
 BYTE_SHAPING = (
     "strata",
@@ -57,11 +57,13 @@ class Task:
         stage: Name of the stage.
         inputs: What determines the output besides the stage and the libraries: JSON values, models, file references.
         call: The stage function; takes the store, and the encoder too in an encoding task.
+        shared: Keyword arguments that many tasks have in common: one mapping for all of them, sent to a worker once.
     """
 
     stage: str
     inputs: Any
     call: Callable[..., StageOutput]
+    shared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -73,6 +75,10 @@ class Task:
             "versions": versions(),
         }
         return hashlib.sha256(canonical_json(identity)).hexdigest()[:40]
+
+    def without_shared(self) -> "Task":
+        """The task as it travels, its shared arguments apart."""
+        return replace(self, shared={})
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,11 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in BYTE_SHAPING}
 
 
+def digest(value: Any) -> str:
+    """Hash of inputs that many tasks have in common, made once instead of in every key."""
+    return hashlib.sha256(canonical_json(_plain(value))).hexdigest()
+
+
 def _plain(value: Any) -> Any:
     """JSON form of the inputs; a file counts by its content, not by its place."""
     if isinstance(value, FileRef):
@@ -106,11 +117,12 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def perform(task: Task, spec: StoreSpec, threads: int, *extra: Any) -> Done:
+def perform(task: Task, shared: Mapping[str, Any], spec: StoreSpec, threads: int, *extra: Any) -> Done:
     """Do one unit of work, unless a receipt says that it is done.
 
     Args:
         task: The unit.
+        shared: Its shared arguments.
         spec: The root.
         threads: Threads of numerical libraries. Part of what shapes bits, so never the number of cores.
         extra: Passed to the stage function after the store.
@@ -124,7 +136,7 @@ def perform(task: Task, spec: StoreSpec, threads: int, *extra: Any) -> Done:
         if _files_are_there(store, receipt):
             return _done(receipt.output, start, reused=True)
     with threadpoolctl.threadpool_limits(threads):
-        output = task.call(store, *extra)
+        output = task.call(store, *extra, **shared)
     receipt = Receipt(key=task.key, stage=task.stage, output=output, worker=uuid.uuid4().hex)
     if not log.append(newest + 1, receipt.model_dump(mode="json")):
         output = Receipt.model_validate(log.read(newest + 1)).output

@@ -333,18 +333,27 @@ class _Block:
         )
 
     def approximate(self, probes: int, rerank: int) -> list[list[Hit]]:
-        """Heads, lists, re-rank; deeper where fewer documents come out than exist (chunks of one document, filters)."""
+        """Heads, lists, re-rank; deeper for the queries that got fewer documents than there are (chunks, filters)."""
         passing = [part.rows_by_list(self._where) for part in self._partitions]
         total = sum(int(counts.sum()) for counts in passing)
         depth = max(rerank, self._k)
-        if self._where is not None and total <= FILTERED_DEPTHS * depth:
+        if self._where is not None and rerank > 0 and total <= FILTERED_DEPTHS * depth:
             return self.exact()
-        while True:
-            found = self._candidates(passing, probes, depth)
-            hits = self._hits(found, rescore=rerank > 0)
-            if all(len(one) >= self._k for one in hits) or depth >= total:
-                return hits
+        hits: list[list[Hit]] = [[] for _ in self._queries]
+        short = np.arange(len(self._queries))
+        while len(short):
+            found = self._candidates(self._queries[short], passing, probes, depth)
+            for query, one in zip(
+                short.tolist(), self._hits(self._queries[short], found, rescore=rerank > 0), strict=True
+            ):
+                hits[query] = one
+            if depth >= total:
+                break
+            short = np.array(
+                [query for query in short.tolist() if len(hits[query]) < self._k], dtype=np.int64
+            )
             probes, depth = 2 * probes, min(total, 4 * depth)
+        return hits
 
     def exact(self) -> list[list[Hit]]:
         """Score every passing row with its float16 vector; the running best are one row per document."""
@@ -364,29 +373,33 @@ class _Block:
                 self._reranked += len(block) * len(self._queries)
         return self._named(best.candidates())
 
-    def _candidates(self, passing: list[NDArray[np.int64]], probes: int, depth: int) -> list[Candidates]:
+    def _candidates(
+        self, queries: NDArray[np.float32], passing: list[NDArray[np.int64]], probes: int, depth: int
+    ) -> list[Candidates]:
         """Best entries of each query by code, pooled over the partitions: their heads rank together."""
         self._rounds = max(self._rounds, 1)
-        distances = np.concatenate(
-            [head_distances(self._queries, part.heads) for part in self._partitions], axis=1
-        )
+        distances = np.concatenate([head_distances(queries, part.heads) for part in self._partitions], axis=1)
         pooled = np.concatenate(passing)
         min_rows = depth if self._where is None else FILTERED_DEPTHS * depth
         probed = [select_probes(row, pooled, probes=probes, min_rows=min_rows) for row in distances]
         self._probed += sum(map(len, probed))
-        gathered: list[list[Candidates]] = [[] for _ in self._queries]
+        gathered: list[list[Candidates]] = [[] for _ in queries]
         first = 0
         for part in self._partitions:
             stop = first + len(part.heads)
             mine = [lists[(lists >= first) & (lists < stop)] - first for lists in probed]
-            self._scan(part, mine, gathered)
+            self._scan(part, queries, mine, gathered)
             first = stop
         return [best_rows(_joined(pieces), depth) for pieces in gathered]
 
     def _scan(
-        self, part: _PartitionReader, probed: list[NDArray[np.int64]], gathered: list[list[Candidates]]
+        self,
+        part: _PartitionReader,
+        queries: NDArray[np.float32],
+        probed: list[NDArray[np.int64]],
+        gathered: list[list[Candidates]],
     ) -> None:
-        rotated = rotate_queries(part.binarizer, self._queries)
+        rotated = rotate_queries(part.binarizer, queries)
         for lists, members in groups_of_lists(probed):
             rows = part.directory_rows(lists)
             for no in np.unique(part.segment_no[rows]):
@@ -396,7 +409,7 @@ class _Block:
                         part.first[here].tolist(), (part.first[here] + part.count[here]).tolist(), strict=True
                     )
                 )
-                places, scores = self._score(part, int(no), spans, self._queries[members], rotated[members])
+                places, scores = self._score(part, int(no), spans, queries[members], rotated[members])
                 self._scanned += len(places) * len(members)
                 for query, row in zip(members.tolist(), scores, strict=True):
                     gathered[query].append(Candidates(places, row))
@@ -426,7 +439,9 @@ class _Block:
         )
         return ((self._base[id(part)] + no) << 32) + rows[kept].astype(np.int64), scores
 
-    def _hits(self, found: list[Candidates], *, rescore: bool) -> list[list[Hit]]:
+    def _hits(
+        self, queries: NDArray[np.float32], found: list[Candidates], *, rescore: bool
+    ) -> list[list[Hit]]:
         """Re-rank candidates with float16 vectors, keep one per document, name them."""
         places = np.unique(np.concatenate([c.places for c in found]))
         if not len(places):
@@ -438,7 +453,7 @@ class _Block:
         for i, candidates in enumerate(found):
             at, scores = np.searchsorted(places, candidates.places), candidates.scores
             if vectors is not None:
-                scores = vectors[at] @ self._queries[i]
+                scores = vectors[at] @ queries[i]
                 self._reranked += len(scores)
             kept = best_documents(ids[at], scores, self._k)
             best.append(Candidates(candidates.places[kept], scores[kept]))
@@ -482,14 +497,20 @@ class Release:
         reader: The index.
         record: The release.
         encoder: For text queries; loaded from the manifest's encoder at the first one if None.
+        storage: S3 settings, for an encoder that lies on S3.
     """
 
     def __init__(
-        self, reader: IndexReader, record: ReleaseRecord, encoder: QueryEncoder | None = None
+        self,
+        reader: IndexReader,
+        record: ReleaseRecord,
+        encoder: QueryEncoder | None = None,
+        storage: StorageConfig | None = None,
     ) -> None:
         self.reader = reader
         self.record = record
         self._encoder = encoder
+        self._storage = storage
 
     @property
     def number(self) -> int:
@@ -546,7 +567,10 @@ class Release:
                 "search with vectors, or pass an encoder",
             )
         encoder = load_encoder(
-            EncoderConfig.model_validate(settings), dtype=built_with.dtype, name=built_with.name
+            EncoderConfig.model_validate(settings),
+            dtype=built_with.dtype,
+            name=built_with.name,
+            storage=self._storage,
         )
         if built_with.model != "given":
             check_same_space(built_with, encoder.identity, place=f"release {self.number}")
@@ -577,7 +601,7 @@ def open_release(
     record = ReleaseRecord.model_validate(json.loads(store.read(f"releases/{number}.json")))
     reader = IndexReader(store, load_manifest(store, record.manifest))
     reader.open()
-    return Release(reader, record, encoder)
+    return Release(reader, record, encoder, storage)
 
 
 def load_manifest(store: Store, ref: FileRef) -> IndexManifest:

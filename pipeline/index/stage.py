@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 from pipeline.artifacts import Attribute, CodesInfo, FileRef, Partition, Segment, StageOutput, arrow_schema
 from pipeline.binarization import Binarizer, from_tensors, to_tensors
 from pipeline.config import BinarizerConfig, LayoutConfig
-from pipeline.embedding.stage import Cache, read_vectors
+from pipeline.embedding.stage import Cache, CachedBucket
 from pipeline.index.assembly import DIRECTORY_PART, directory_part, place_rows, placed_schema, sort_placed
 from pipeline.index.training import TrainedLayout, train_layout
 from pipeline.partitioning import ONLY_PARTITION
@@ -76,10 +76,11 @@ def iterate_vectors(
     table = pa.concat_tables([read_bucket(store, ref.path, bucket, columns) for ref in source.texts])
     order = pc.sort_indices(table, sort_keys=[("text_hash", "ascending"), ("vector_id", "ascending")])
     table = table.take(order)
+    cached = CachedBucket(store, source.cache, bucket)
     for start in range(0, table.num_rows, SLICE_ROWS):
         rows = table.slice(start, SLICE_ROWS)
         distinct, places = np.unique(hash_keys(rows["text_hash"]), return_inverse=True)
-        yield rows, read_vectors(store, source.cache, bucket, distinct)[places]
+        yield rows, cached.read(distinct)[places]
 
 
 def sample_vectors(

@@ -65,7 +65,12 @@ def probes_for_coverage(ranks: NDArray[np.int64], target: float) -> int:
     Args:
         ranks: (n,) for each true neighbour of each tuning query, the rank of its list among the query's lists, from 0.
         target: Share in (0, 1].
+
+    Returns:
+        At least 1: also where there are no neighbours, in a corpus of one document.
     """
+    if not len(ranks):
+        return 1
     ordered = np.sort(ranks)
     last = min(len(ordered), int(np.ceil(target * len(ordered)))) - 1
     return int(ordered[last]) + 1

@@ -24,6 +24,7 @@ from pipeline.release.records import (
     read_history,
     read_manifest,
     read_release,
+    record_plan,
     was_withdrawn,
     write_plan,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "read_history",
     "read_manifest",
     "read_release",
+    "record_plan",
     "retire",
     "rollback",
     "verify",

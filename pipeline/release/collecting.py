@@ -3,6 +3,11 @@
 A file goes if it lies where strata keeps data, no unretired release names it, no bucket log of the embedding cache names
 it, no receipt of unfinished work names it, and it is older than the grace period by the store's own clock. Files
 that are not of a known kind are left alone, and so are root.json, aliases, releases and plans.
+
+A run may begin while files are being deleted, and reuse receipts whose files are about to go. It makes its plan live
+before it reuses anything, so files go in batches, and none goes once a plan, a release or a move of the alias is seen
+that was not there at the beginning. What a run reuses while one batch is being deleted may still go with that batch:
+until there is a lease of the root, that window stays.
 """
 
 import json
@@ -10,17 +15,21 @@ import uuid
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import structlog
+
 from pipeline.artifacts import IndexManifest, Receipt, ReleaseRecord
 from pipeline.errors import CorruptArtifactError, MissingFileError
 from pipeline.release.publishing import retirable, retire
 from pipeline.release.records import (
+    alias_log,
     is_retired,
     list_releases,
-    live_plans,
     named_files,
     parse_model,
+    plan_marks,
     plan_path,
     read_manifest,
+    release_log,
     side_by_side,
 )
 from pipeline.storage import STAGING, ObjectInfo, Store
@@ -31,6 +40,8 @@ DATA_FOLDERS = ("documents", "scratch", "partitions", "indexes", "binarizers", "
 RECEIPTS = "receipts"
 ABANDONED_AFTER = timedelta(days=7)
 """Age of a plan after which it counts as given up, if a later plan was finished since."""
+BATCH_FILES = 100
+"""Files deleted between two looks at what began meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,7 @@ class CollectReport:
 def collect(
     store: Store, *, grace: timedelta, keep: int, now: datetime | None = None, dry_run: bool = False
 ) -> CollectReport:
-    """Retire old releases and delete what nothing names.
+    """Retire old releases and delete what nothing names, until a run begins or ends.
 
     Args:
         store: The root.
@@ -57,12 +68,14 @@ def collect(
         dry_run: Change nothing.
     """
     now = now if now is not None else store_time(store)
+    begun = _Work.read(store, now)
     retired = retirable(store, keep) if dry_run else retire(store, keep)
     # Listed before the names are read: whatever a run names meanwhile is then among the names.
     listed = [found for folder in (*DATA_FOLDERS, RECEIPTS, STAGING) for found in store.list(folder)]
     names = _Names.read(store, listed, retired=frozenset(retired), now=now)
     orphans = [found for found in listed if names.may_go(found) and now - found.modified >= grace]
-    deleted = orphans if dry_run else _delete(store, orphans)
+    orphans = _receipts_first(orphans)
+    deleted = orphans if dry_run else _delete_in_batches(store, orphans, begun, now)
     return CollectReport(
         retired=tuple(retired),
         deleted=tuple(found.path for found in deleted),
@@ -80,6 +93,25 @@ def store_time(store: Store) -> datetime:
     return found
 
 
+def _receipts_first(orphans: list[ObjectInfo]) -> list[ObjectInfo]:
+    """Receipts before the files they name, and the newest of a log first: it may end after any batch."""
+    receipts = [found for found in orphans if found.path.startswith(f"{RECEIPTS}/")]
+    return receipts[::-1] + [found for found in orphans if not found.path.startswith(f"{RECEIPTS}/")]
+
+
+def _delete_in_batches(
+    store: Store, orphans: list[ObjectInfo], begun: "_Work", now: datetime
+) -> list[ObjectInfo]:
+    gone: list[ObjectInfo] = []
+    for first in range(0, len(orphans), BATCH_FILES):
+        if _Work.read(store, now).has_news_since(begun):
+            log = structlog.get_logger()
+            log.warning("collecting_stopped_for_other_work", deleted=len(gone), left=len(orphans) - first)
+            break
+        gone += _delete(store, orphans[first : first + BATCH_FILES])
+    return gone
+
+
 def _delete(store: Store, orphans: list[ObjectInfo]) -> list[ObjectInfo]:
     def delete(found: ObjectInfo) -> bool:
         # A worker that needs an old file writes it again: since it was listed it may have become someone's.
@@ -93,6 +125,29 @@ def _delete(store: Store, orphans: list[ObjectInfo]) -> list[ObjectInfo]:
 
     gone = side_by_side(delete, orphans)
     return [found for found, is_gone in zip(orphans, gone, strict=True) if is_gone]
+
+
+# ------------------------------------------------------------------------------------------------ other work
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What other runs are doing and have done."""
+
+    unfinished: frozenset[str]
+    moves: int
+    """Entries of the alias."""
+    releases: int
+
+    @classmethod
+    def read(cls, store: Store, now: datetime) -> "_Work":
+        plans = frozenset(_unfinished(store, now))
+        return cls(plans, alias_log(store).newest(), release_log(store).newest())
+
+    def has_news_since(self, earlier: "_Work") -> bool:
+        """Whether a plan became live, a release was made or the alias moved. That a plan ended alone is no news."""
+        made = (self.moves, self.releases) != (earlier.moves, earlier.releases)
+        return made or not self.unfinished <= earlier.unfinished
 
 
 # ------------------------------------------------------------------------------------------------ what is named
@@ -187,9 +242,10 @@ def _is_cache_file(path: str) -> bool:
 
 def _unfinished(store: Store, now: datetime) -> list[str]:
     """Live plans, without those that were given up."""
-    written = {name: store.head(plan_path(name)).modified for name in live_plans(store)}
-    done = [found.modified for found in store.list("plans") if found.path.endswith(".done.json")]
-    newest_done = max(done, default=None)
+    marks = plan_marks(store)
+    newest = {mark.fingerprint: mark for mark in marks}
+    written = {name: store.head(plan_path(name)).modified for name, mark in newest.items() if mark.is_live}
+    newest_done = max((mark.at for mark in marks if not mark.is_live), default=None)
     return [
         name
         for name, at in written.items()

@@ -3,14 +3,16 @@
 root.json                           the corpus that the root belongs to
 releases/<n>.json                   a release; releases/<n>.retired.json beside it once it is retired
 aliases/current/<seq>.json          moves of the alias
-plans/<fingerprint>.json            a shard plan; live until plans/<fingerprint>.done.json stands beside it
+plans/<fingerprint>.json            a shard plan
+plans/<fingerprint>/<seq>.json      when work on it began and ended, in turn; live if the newest says so
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,6 +23,7 @@ from pipeline.release.history import History
 from pipeline.storage import Log, Store, canonical_json
 
 __all__ = [
+    "PlanMark",
     "alias_log",
     "claim_root",
     "describe",
@@ -32,11 +35,13 @@ __all__ = [
     "mark_plan_done",
     "named_files",
     "parse_model",
+    "plan_marks",
     "plan_path",
     "read_alias",
     "read_history",
     "read_manifest",
     "read_release",
+    "record_plan",
     "release_log",
     "retired_path",
     "side_by_side",
@@ -229,30 +234,64 @@ def files_are_there(store: Store, record: ReleaseRecord) -> bool:
 # ------------------------------------------------------------------------------------------------ plans
 
 
+class PlanMark(NamedTuple):
+    """Work on a plan began or ended."""
+
+    fingerprint: str
+    is_live: bool
+    at: datetime
+    """The store's own clock."""
+
+
 def plan_path(fingerprint: str) -> str:
     """Place of a plan."""
     return f"plans/{fingerprint}.json"
 
 
-def _done_path(fingerprint: str) -> str:
-    return f"plans/{fingerprint}.done.json"
+def record_plan(store: Store, plan: Plan) -> None:
+    """Store a plan without opening work on it."""
+    store.write(plan_path(plan.fingerprint), canonical_json(plan.model_dump(mode="json")))
 
 
 def write_plan(store: Store, plan: Plan) -> None:
     """Store a plan and make it live, again if an earlier run had finished it."""
-    store.write(plan_path(plan.fingerprint), canonical_json(plan.model_dump(mode="json")))
-    store.delete(_done_path(plan.fingerprint))
+    # Written again even if it is there: its age is that of the work on it.
+    record_plan(store, plan)
+    _mark(store, plan, is_live=True)
 
 
 def mark_plan_done(store: Store, plan: Plan) -> None:
     """End a plan: its receipts no longer keep files from being collected."""
-    store.write(_done_path(plan.fingerprint), canonical_json({"plan": plan.fingerprint}))
+    _mark(store, plan, is_live=False)
+
+
+def _mark(store: Store, plan: Plan, *, is_live: bool) -> None:
+    log = Log(store, f"plans/{plan.fingerprint}")
+    newest = log.newest()
+    if _says_live(newest) != is_live:
+        # Whoever takes this number first writes the same: the states take turns.
+        log.append(newest + 1, {"state": "live" if is_live else "done"})
+
+
+def _says_live(seq: int) -> bool:
+    # The first mark says live and the states take turns, so that a listing tells them without a read.
+    return seq % 2 == 1
+
+
+def plan_marks(store: Store) -> list[PlanMark]:
+    """Beginnings and ends of work on plans, those of one plan in order."""
+    found = []
+    for info in store.list("plans"):
+        match info.path.removesuffix(".json").split("/"):
+            case [_, fingerprint, seq] if seq.isdecimal():
+                found.append(PlanMark(fingerprint, _says_live(int(seq)), info.modified))
+    return found
 
 
 def live_plans(store: Store) -> list[str]:
     """Fingerprints of plans that are not done: unfinished work."""
-    names = {found.path.removeprefix("plans/").removesuffix(".json") for found in store.list("plans")}
-    return sorted(name for name in names if not name.endswith(".done") and f"{name}.done" not in names)
+    newest = {mark.fingerprint: mark.is_live for mark in plan_marks(store)}
+    return sorted(fingerprint for fingerprint, is_live in newest.items() if is_live)
 
 
 # ------------------------------------------------------------------------------------------------ status

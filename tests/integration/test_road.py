@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from pipeline import open_release
 from pipeline.artifacts import AliasEntry
-from pipeline.errors import ErrorBudgetError, PublishConflictError, QualityGateError
+from pipeline.errors import DataError, ErrorBudgetError, FilterError, PublishConflictError, QualityGateError
 from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.searching import search_file
@@ -49,6 +50,17 @@ def _results(root, texts, **more):
     return [
         [(hit.doc_id, hit.score) for hit in hits] for hits in open_release(str(root)).search(texts, **more)
     ]
+
+
+def _vectors(config, texts):
+    from pipeline.embedding.hashing import HashingEncoder
+
+    return HashingEncoder(config.encoders["words"]).encode_documents(texts)
+
+
+def _overlap(found, exact, own):
+    wanted = [hit.doc_id for hit in exact if hit.doc_id != own][:10]
+    return len(set(wanted) & {hit.doc_id for hit in found if hit.doc_id != own}) / 10
 
 
 def _partitions(root):
@@ -228,6 +240,64 @@ def test_bad_rows_are_set_aside_with_their_place_and_the_rest_is_published(tmp_p
     assert "duplicate of" in {row["row"]: row["reason"] for row in letters}[250]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_tiny_corpus_is_published_and_found(tmp_path, rows):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(rows))
+    config = configured(
+        tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", binarizer={"bytes": 4})
+    )
+    assert run_inline(config)["documents"] == rows
+    hits = open_release(config.root).search(_texts(rows_of(rows))[0], k=10)[0]
+    assert len(hits) == rows
+    assert hits[0].doc_id == "doc-00000"
+
+
+def test_documents_that_all_have_the_same_text_are_all_found(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", [{**rows_of(1)[0], "_id": f"same-{i}"} for i in range(130)])
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    assert run_inline(config)["encoded"] == 1
+    assert len(open_release(config.root).search("stone1", k=200)[0]) == 130
+
+
+def test_a_corpus_of_bad_rows_alone_is_an_error_though_the_budget_allows_them(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", [{**row, "_id": None} for row in rows_of(20)])
+    content = settings(tmp_path / "root", tmp_path / "corpus.parquet")
+    content["corpus"]["error_budget"] = 1000
+    with pytest.raises(DataError, match="no document is left of 20 rows"):
+        run_inline(configured(tmp_path, content))
+
+
+def test_an_example_that_cannot_be_shown_is_refused_before_the_work(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(20))
+    content = settings(
+        tmp_path / "root",
+        tmp_path / "corpus.parquet",
+        evaluation={"examples": [{"text": "x", "filter": "yaer = 1"}]},
+    )
+    with pytest.raises(FilterError, match="yaer"):
+        run_inline(configured(tmp_path, content))
+    assert not (tmp_path / "root/documents").exists()
+
+
+def test_a_shallow_rerank_is_judged_as_it_is_served(tmp_path):
+    """The gate must see the search that users get, not a deeper one."""
+    write_parquet(tmp_path / "corpus.parquet", rows_of(600))
+    content = settings(
+        tmp_path / "root", tmp_path / "corpus.parquet", search={"rerank": 10}, binarizer={"bytes": 4}
+    )
+    config = configured(tmp_path, content | {"evaluation": {"sample_queries": 100}})
+    summary = run_inline(config)
+    reader = open_release(config.root).reader
+    assert reader.manifest.search.rerank == 10
+    rows = rows_of(600)
+    vectors = _vectors(config, _texts(rows)[:100])
+    served = reader.search(vectors, k=11)
+    exact = reader.search(vectors, k=11, exact=True)
+    own = [row["_id"] for row in rows[:100]]
+    recalls = [_overlap(a, b, name) for a, b, name in zip(served, exact, own, strict=True)]
+    assert summary["recall_at_10"] == pytest.approx(np.mean(recalls), abs=0.12)
+
+
 def test_more_bad_rows_than_the_budget_stop_the_run(tmp_path):
     rows = [{**row, "_id": None} if i % 10 == 0 else row for i, row in enumerate(rows_of(300))]
     write_parquet(tmp_path / "corpus.parquet", rows)
@@ -287,6 +357,10 @@ class Dying(Inline):
         return DyingRunner(self.spec, self._left)
 
 
+def _encoded_so_far(root):
+    return sum(pq.read_metadata(path).num_rows for path in Path(root).glob("embeddings/*/*/*.parquet"))
+
+
 def test_a_run_that_dies_after_any_task_goes_on_to_the_same_bytes(tmp_path):
     write_parquet(tmp_path / "corpus.parquet", rows_of(250))
     content = settings(tmp_path / "calm", tmp_path / "corpus.parquet", evaluation={"sample_queries": 10})
@@ -300,8 +374,8 @@ def test_a_run_that_dies_after_any_task_goes_on_to_the_same_bytes(tmp_path):
         spec = StoreSpec(config.root, config.storage)
         with pytest.raises(Dies):
             run(config, spec, lambda left=left, spec=spec: Dying(spec, left))
-        summary = run_inline(config)
-        assert summary["encoded"] <= 250
+        before = _encoded_so_far(config.root)
+        assert run_inline(config)["encoded"] == 250 - before
         assert data_files(open_store(config.root)) == wanted
 
 

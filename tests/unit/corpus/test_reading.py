@@ -1,6 +1,7 @@
 import datetime as dt
 import json
 import math
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.artifacts import Attribute
 from pipeline.corpus.columns import check_columns, plain_row, unit_rows
-from pipeline.corpus.reading import check_lines, read_batches
+from pipeline.corpus.reading import BATCH_ROWS, check_lines, read_batches
 from pipeline.corpus.rules import BadRow, BadRowError, RowSpec, check_row
 from pipeline.errors import CorruptArtifactError, DataError, MissingFileError
 from pipeline.storage import LocalStore
@@ -262,6 +263,35 @@ def test_a_file_that_changed_since_the_plan_is_named(corpus, file_format):
     ) as caught:
         only_batches(corpus, plan)
     assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+def test_an_edit_in_place_that_keeps_the_size_and_the_time_is_seen(corpus, file_format):
+    corpus.jsonl("a.jsonl", [{"_id": "a", "text": "first words"}])
+    corpus.parquet("a.parquet", {"_id": ["a"], "text": ["first words"]}, compression="none")
+    plan = corpus.plan(format=file_format)
+    path = corpus.folder / f"a.{file_format}"
+    before = path.stat()
+    path.write_bytes(path.read_bytes().replace(b"first words", b"other words"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(DataError, match=f"a.{file_format}: changed since it was planned.*rerun"):
+        only_batches(corpus, plan)
+
+
+@pytest.mark.parametrize("file_format", ["parquet", "jsonl"])
+def test_an_edit_while_the_shard_is_read_is_seen(corpus, file_format):
+    rows = 3 * BATCH_ROWS
+    columns = {"_id": [str(i) for i in range(rows)], "text": ["first words"] * rows}
+    corpus.jsonl("a.jsonl", [{"_id": i, "text": t} for i, t in zip(*columns.values(), strict=True)])
+    corpus.parquet("a.parquet", columns)
+    plan = corpus.plan(format=file_format)
+    path = corpus.folder / f"a.{file_format}"
+    source = LocalStore(str(corpus.folder))
+    batches = read_batches(source, plan, plan.shards[0], corpus.config(format=file_format))
+    next(batches)
+    os.utime(path, (1, 1))
+    with pytest.raises(DataError, match=f"a.{file_format}: changed since it was planned"):
+        list(batches)
 
 
 def test_a_file_that_is_gone_since_the_plan_is_named(corpus):

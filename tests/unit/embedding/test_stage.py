@@ -6,10 +6,10 @@ from pipeline.config import EncoderConfig
 from pipeline.corpus import bucket_of, text_hashes
 from pipeline.embedding.hashing import HashingEncoder
 from pipeline.embedding.stage import (
+    CachedBucket,
     encode_unit,
     open_cache,
     plan_units,
-    read_vectors,
     store_given,
     text_bucket_count,
 )
@@ -48,7 +48,7 @@ def _vectors_of(store, cache, texts):
     for bucket in range(cache.buckets):
         mine = [i for i, b in enumerate(bucket_of(hashes, cache.buckets)) if b == bucket]
         keys = np.sort(np.array([bytes(hashes[i]) for i in mine], dtype="S16"))
-        vectors = read_vectors(store, cache, bucket, keys)
+        vectors = CachedBucket(store, cache, bucket).read(keys)
         found |= dict(zip(keys.tolist(), vectors, strict=True))
     return np.array([found[bytes(h).rstrip(b"\0")] for h in hashes])
 
@@ -78,7 +78,20 @@ def test_units_of_any_size_fill_the_cache_with_the_same_vectors(any_store):
 
 def test_a_text_without_a_vector_is_an_error_that_says_what_to_do(any_store, cache):
     with pytest.raises(CorruptArtifactError, match=r"1 texts have no vector; rerun"):
-        read_vectors(any_store, cache, 0, np.array([b"0123456789abcdef"], dtype="S16"))
+        CachedBucket(any_store, cache, 0).read(np.array([b"0123456789abcdef"], dtype="S16"))
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate"])
+def test_texts_of_a_lost_file_are_encoded_again(any_store, cache, damage):
+    texts = [f"word{i}" for i in range(40)]
+    files = [_shuffled(any_store, cache, texts)]
+    _encode_missing(any_store, cache, files)
+    lost = next(info.path for info in any_store.list(cache.folder) if info.path.endswith(".parquet"))
+    any_store.delete(lost)
+    if damage == "truncate":
+        any_store.write(lost, b"PAR1")
+    assert 0 < _encode_missing(any_store, cache, files) <= 10
+    assert np.array_equal(_vectors_of(any_store, cache, texts), ENCODER.encode_documents(texts))
 
 
 def test_ready_made_vectors_are_stored_once(any_store, cache):

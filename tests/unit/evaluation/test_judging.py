@@ -15,7 +15,7 @@ def test_recall_is_averaged_over_the_queries_with_exact_neighbours():
 
 def test_judgments_of_absent_queries_do_not_count():
     qrels = {"a": {"1": 1.0}, "absent": {"1": 1.0}}
-    numbers = judge_against_qrels({"a": ["1"]}, {"a": ["2"]}, qrels)
+    numbers = judge_against_qrels({"a": ["1"]}, {"a": ["1"]}, {"a": ["2"]}, qrels)
     assert numbers["judged_queries"] == 1
     assert (numbers["ndcg_at_10"], numbers["exact_ndcg_at_10"]) == (1, 0)
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -45,6 +46,10 @@ def test_vectors_of_any_list_type_are_read(tmp_path, kind):
             r"widths \[1, 2\]",
         ),
         ([], SchemaMismatchError, "found none"),
+        ([{"query_id": "1", "text": "a"}, {"text": "b"}], SchemaMismatchError, "row 1: expected a value in"),
+        ([{"query_id": "1", "text": "a"}, ["b"]], SchemaMismatchError, "line 2: expected a JSON object"),
+        ([{"query_id": "1", "embedding": ["a"]}], SchemaMismatchError, "expected lists of numbers"),
+        ([{"query_id": "1", "embedding": 1.0}], SchemaMismatchError, "expected lists of numbers"),
     ],
 )
 def test_bad_queries_are_refused(tmp_path, rows, error, problem):
@@ -69,3 +74,43 @@ def test_qrels_without_a_header_are_refused(tmp_path):
     (tmp_path / "t.tsv").write_text("1\td1\t1\n2\td1\t1\n")
     with pytest.raises(SchemaMismatchError, match="must name the columns"):
         read_qrels(str(tmp_path / "t.tsv"), STORAGE)
+
+
+def test_a_filter_that_first_stands_on_a_later_line_is_read(tmp_path):
+    rows = [{"query_id": "1", "text": "a"}, {"query_id": "2", "text": "b", "filter": "year > 2000"}]
+    assert read_queries(_jsonl(tmp_path / "q.jsonl", rows), STORAGE).filters == (None, "year > 2000")
+
+
+def test_a_line_that_is_not_json_is_named_as_an_editor_counts(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"query_id": "1", "text": "a"}\n\n{"query_id": \n')
+    with pytest.raises(SchemaMismatchError, match=r"q\.jsonl line 3: expected a JSON object"):
+        read_queries(str(tmp_path / "q.jsonl"), STORAGE)
+
+
+@pytest.mark.parametrize("kind", [pl.List(pl.Float64), pl.Array(pl.Float64, 2)])
+@pytest.mark.parametrize(
+    ("vector", "problem"),
+    [
+        ([1.0, np.nan], "NaN or infinite"),
+        ([-np.inf, 1.0], "NaN or infinite"),
+        ([1.0, None], "null"),
+        ([1e300, 1.0], "infinite"),
+        ([0.0, -0.0], "zeros only"),
+    ],
+)
+def test_a_vector_without_a_direction_is_refused_with_its_row(tmp_path, kind, vector, problem):
+    frame = pl.DataFrame(
+        {"query_id": ["1", "2"], "embedding": [[1.0, 2.0], vector]},
+        schema={"query_id": pl.String, "embedding": kind},
+    )
+    frame.write_parquet(tmp_path / "q.parquet")
+    with pytest.raises(SchemaMismatchError, match=rf"q\.parquet row 1: .*{problem}") as caught:
+        read_queries(str(tmp_path / "q.parquet"), STORAGE)
+    assert caught.value.exit_code == 65
+
+
+def test_vectors_of_another_width_than_asked_for_are_refused(tmp_path):
+    uri = _jsonl(tmp_path / "q.jsonl", [{"query_id": "1", "embedding": [1, 2, 3]}])
+    assert read_queries(uri, STORAGE, dims=3).vectors.shape == (1, 3)
+    with pytest.raises(SchemaMismatchError, match="expected vectors of 384 dimensions, found 3"):
+        read_queries(uri, STORAGE, dims=384)

@@ -6,6 +6,7 @@ import pytest
 
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.config import EmbeddingConfig, StorageConfig
+from pipeline.errors import ConfigError
 from pipeline.execution.runner import InlineRunner, encoder_actor_count
 from pipeline.execution.work import StoreSpec, Task, perform
 from pipeline.storage import LocalStore
@@ -30,25 +31,25 @@ def spec(tmp_path):
 
 
 def test_a_unit_is_done_once(spec):
-    first, second = perform(_task(1), spec, 1), perform(_task(1), spec, 1)
+    first, second = perform(_task(1), {}, spec, 1), perform(_task(1), {}, spec, 1)
     assert (first.reused, second.reused) == (False, True)
     assert first.output == second.output
 
 
 def test_a_receipt_whose_file_is_gone_is_superseded(spec):
-    first = perform(_task(1), spec, 1)
+    first = perform(_task(1), {}, spec, 1)
     store = LocalStore(spec.uri)
     store.delete(first.output.files["out"].path)
-    again = perform(_task(1), spec, 1)
+    again = perform(_task(1), {}, spec, 1)
     assert not again.reused
     assert again.output == first.output
-    assert perform(_task(1), spec, 1).reused
+    assert perform(_task(1), {}, spec, 1).reused
 
 
 def test_a_receipt_whose_file_is_truncated_is_superseded(spec):
-    first = perform(_task(1), spec, 1)
+    first = perform(_task(1), {}, spec, 1)
     LocalStore(spec.uri).write(first.output.files["out"].path, b"half")
-    assert not perform(_task(1), spec, 1).reused
+    assert not perform(_task(1), {}, spec, 1).reused
 
 
 def test_a_file_counts_by_its_content_not_by_its_place():
@@ -71,10 +72,12 @@ def test_of_two_workers_on_one_unit_the_first_receipt_stands(spec):
         return _write(store, 99)
 
     results = []
-    zombie = threading.Thread(target=lambda: results.append(perform(Task("stage", {"n": 1}, slow), spec, 1)))
+    zombie = threading.Thread(
+        target=lambda: results.append(perform(Task("stage", {"n": 1}, slow), {}, spec, 1))
+    )
     zombie.start()
     arrived.wait(10)
-    winner = perform(_task(1), spec, 1)
+    winner = perform(_task(1), {}, spec, 1)
     go_on.set()
     zombie.join(10)
     assert results[0].output == winner.output
@@ -86,16 +89,25 @@ def test_the_inline_runner_gives_results_with_their_place(spec):
 
 
 @pytest.mark.parametrize(
-    ("settings", "cpus", "gpus", "tasks", "actors"),
+    ("settings", "nodes", "tasks", "actors"),
     [
-        ({}, 8, 0, 100, 8),
-        ({"threads_per_actor": 4}, 8, 0, 100, 2),
-        ({}, 8, 0, 3, 3),
-        ({}, 8, 2, 100, 2),
-        ({"gpus_per_actor": 0.25}, 8, 2, 100, 8),
-        ({"actors": 5}, 8, 0, 100, 5),
-        ({"threads_per_actor": 16}, 8, 0, 100, 1),
+        ({}, [(8, 0)], 100, 8),
+        ({"threads_per_actor": 4}, [(8, 0)], 100, 2),
+        ({"threads_per_actor": 3}, [(4, 0)] * 3, 100, 3),
+        ({}, [(8, 0)], 3, 3),
+        ({}, [(8, 2), (64, 0)], 100, 2),
+        ({"gpus_per_actor": 0.25}, [(8, 2)], 100, 8),
+        ({"gpus_per_actor": 0.6}, [(8, 1), (8, 1)], 100, 2),
+        ({"actors": 5}, [(8, 0)], 100, 5),
+        ({"actors": 50}, [(2, 0)], 100, 2),
     ],
 )
-def test_actors_fill_the_devices(settings, cpus, gpus, tasks, actors):
-    assert encoder_actor_count(EmbeddingConfig(**settings), cpus=cpus, gpus=gpus, tasks=tasks) == actors
+def test_actors_fill_the_nodes_and_never_more_than_fit(settings, nodes, tasks, actors):
+    assert encoder_actor_count(EmbeddingConfig(**settings), nodes=nodes, tasks=tasks) == actors
+
+
+def test_an_actor_that_fits_no_node_is_refused_with_the_setting():
+    with pytest.raises(
+        ConfigError, match=r"embedding\.threads_per_actor: an actor needs 16 cores, the largest node has 8"
+    ):
+        encoder_actor_count(EmbeddingConfig(threads_per_actor=16), nodes=[(8, 0), (4, 0)], tasks=9)

@@ -135,6 +135,17 @@ def test_one_query_gets_the_same_hits_alone_and_in_a_block(built):
     assert [[h.doc_id for h in reader.search(query)[0]] for query in queries] == together
 
 
+def test_a_query_that_must_look_deeper_does_not_change_what_others_get(built):
+    """With one list and a shallow re-rank, chunks of one document crowd out others and some queries go deeper."""
+    store, _, manifest, _, _ = built
+    reader, queries = IndexReader(store, manifest), _queries(40)
+    shallow = {"k": 10, "probes": 1, "rerank": 10}
+    together = [[h.doc_id for h in hits] for hits in reader.search(queries, **shallow)]
+    alone = [[h.doc_id for h in reader.search(query, **shallow)[0]] for query in queries]
+    assert alone == together
+    assert all(len(hits) == 10 for hits in together)
+
+
 @pytest.mark.parametrize("rerank", [0, 10, 100])
 def test_no_document_comes_twice(built, rerank):
     store, _, manifest, _, _ = built

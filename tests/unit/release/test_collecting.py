@@ -1,11 +1,12 @@
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from pipeline.artifacts import Plan
 from pipeline.errors import CorruptArtifactError, MissingFileError
-from pipeline.release import collect, mark_plan_done, read_release, rollback, verify, write_plan
+from pipeline.release import collect, collecting, mark_plan_done, read_release, rollback, verify, write_plan
 from pipeline.release.collecting import ABANDONED_AFTER, CollectReport, store_time
 from tests.unit.release.conftest import Root
 
@@ -90,6 +91,7 @@ def test_a_plan_is_given_up_when_a_later_one_was_finished_long_ago(
     write_plan(root.store, make_plan("aa"))
     named = root.scratch(7)
     receipt = root.receipt("key", named)
+    write_plan(root.store, make_plan("bb"))
     mark_plan_done(root.store, make_plan("bb"))
     assert _collect(root, later=ABANDONED_AFTER / 2).deleted == ()
     assert set(_collect(root, later=2 * ABANDONED_AFTER).deleted) == {named.path, receipt}
@@ -101,6 +103,57 @@ def test_unfinished_work_without_a_later_end_is_never_given_up(
     write_plan(root.store, make_plan("aa"))
     root.receipt("key", root.scratch(7))
     assert _collect(root, later=10 * ABANDONED_AFTER).deleted == ()
+
+
+def _once_at_a_deletion(root: Root, monkeypatch: pytest.MonkeyPatch, event: Callable[[], Any]) -> None:
+    """Let something happen at the first deletion of a placed file; a batch is one file."""
+    monkeypatch.setattr(collecting, "BATCH_FILES", 1)
+    events, delete = [event], root.store.delete
+
+    def deleting(path: str) -> None:
+        delete(path)
+        if path.startswith("scratch/placed") and events:
+            events.pop()()
+
+    monkeypatch.setattr(root.store, "delete", deleting)
+
+
+@pytest.mark.parametrize("event", ["a plan", "a plan again", "a release", "the alias"])
+def test_no_more_is_deleted_once_other_work_is_seen(
+    root: Root, make_plan: Callable[[str], Plan], monkeypatch: pytest.MonkeyPatch, event: str
+) -> None:
+    for seed in (1, 2):
+        root.publish(seed)
+    again = make_plan("aa")
+    write_plan(root.store, again)
+    mark_plan_done(root.store, again)
+    orphans = {root.scratch(seed).path for seed in (7, 8, 9)}
+    events = {
+        "a plan": lambda: write_plan(root.store, make_plan("bb")),
+        "a plan again": lambda: write_plan(root.store, again),
+        "a release": lambda: root.publish(1),
+        "the alias": lambda: rollback(root.store, 1),
+    }
+    _once_at_a_deletion(root, monkeypatch, events[event])
+    report = _collect(root)
+    gone = orphans - root.paths()
+    assert len(gone) == 1
+    assert gone == orphans & {*report.deleted}
+
+
+def test_the_end_of_other_work_does_not_stop_a_collection(
+    root: Root, make_plan: Callable[[str], Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_plan(root.store, make_plan("aa"))
+    orphans = {root.scratch(seed).path for seed in (7, 8, 9)}
+    _once_at_a_deletion(root, monkeypatch, lambda: mark_plan_done(root.store, make_plan("aa")))
+    assert {*_collect(root).deleted} == orphans
+
+
+def test_receipts_go_before_the_files_they_name_and_logs_from_their_end(root: Root) -> None:
+    named = root.scratch(7)
+    first, second = (root.receipt("key", named, seq=seq) for seq in (1, 2))
+    assert _collect(root).deleted == (second, first, named.path)
 
 
 def test_receipts_of_files_that_stay_stay(root: Root) -> None:

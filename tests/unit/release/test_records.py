@@ -16,11 +16,13 @@ from pipeline.release import (
     read_alias,
     read_manifest,
     read_release,
+    record_plan,
     retire,
     rollback,
     was_withdrawn,
     write_plan,
 )
+from pipeline.storage import Log
 from tests.unit.release.conftest import Root
 
 
@@ -109,6 +111,27 @@ def test_a_plan_lives_until_it_is_done_and_again_when_it_is_written_again(
     assert live_plans(root.store) == ["bb"]
     write_plan(root.store, make_plan("aa"))
     assert live_plans(root.store) == ["aa", "bb"]
+
+
+def test_the_state_of_a_plan_is_only_added_to(
+    root: Root, make_plan: Callable[[str], Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(root.store), "delete", lambda *_: pytest.fail("only the collector deletes"))
+    plan = make_plan("aa")
+    mark_plan_done(root.store, plan)
+    for change in (write_plan, write_plan, mark_plan_done, mark_plan_done, write_plan):
+        change(root.store, plan)
+    states = [entry["state"] for entry in Log(root.store, "plans/aa").entries()]
+    assert states == ["live", "done", "live"]
+
+
+def test_a_recorded_plan_opens_no_work_and_ends_none(root: Root, make_plan: Callable[[str], Plan]) -> None:
+    record_plan(root.store, make_plan("aa"))
+    assert live_plans(root.store) == []
+    assert root.store.head("plans/aa.json").size
+    write_plan(root.store, make_plan("aa"))
+    record_plan(root.store, make_plan("aa"))
+    assert live_plans(root.store) == ["aa"]
 
 
 def test_describe_shows_what_is_published(root: Root, make_plan: Callable[[str], Plan]) -> None:

@@ -149,6 +149,21 @@ def test_equal_texts_are_encoded_once(tmp_path):
     assert (summary["documents"], summary["encoded"]) == (120, 60)
 
 
+def test_the_index_does_not_depend_on_the_buckets(built, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.corpus.planning.BUCKET_ROWS", 64)
+    monkeypatch.setattr("pipeline.embedding.stage.ROWS_PER_BUCKET", 64)
+    config, _ = built
+    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
+    other = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    summary = run_inline(other)
+    assert (summary["documents"], summary["encoded"]) == (ROWS, ROWS)
+    assert len(list((tmp_path / "root/documents").iterdir())) == 16
+    assert _partitions(other.root) == _partitions(config.root)
+    write_parquet(tmp_path / "corpus.parquet", _changed(rows_of(ROWS)))
+    changed = run_inline(other)
+    assert (changed["added"], changed["changed"], changed["removed"], changed["encoded"]) == (9, 9, 9, 18)
+
+
 @pytest.mark.parametrize("shard_rows", [1000, 97])
 def test_the_index_does_not_depend_on_the_shards(built, tmp_path, shard_rows):
     config, _ = built

@@ -3,10 +3,13 @@
 Paths are relative to the root. Bytes of each artifact: `canonical_json(model.model_dump(mode="json"))`.
 """
 
-from typing import Literal
+import json
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import CorruptArtifactError, DataError
 
 __all__ = [
     "AliasEntry",
@@ -24,6 +27,7 @@ __all__ = [
     "SourceFile",
     "StageOutput",
     "arrow_schema",
+    "parse_model",
 ]
 
 FORMAT_VERSION = 1
@@ -210,3 +214,25 @@ class AliasEntry(_Frozen):
     """Tells the publisher's own entry from another's."""
     reason: Literal["publish", "rollback"]
     created: str
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def parse_model(kind: type[M], data: bytes | Any, place: str) -> M:
+    """A frozen model from its JSON.
+
+    Raises:
+        DataError: A later version of strata wrote it.
+        CorruptArtifactError: It is not JSON, or not of this kind.
+    """
+    try:
+        value = json.loads(data) if isinstance(data, bytes) else data
+        version = value.get("format", FORMAT_VERSION)
+        if version != FORMAT_VERSION:
+            problem = f"expected format {FORMAT_VERSION}, found {version!r}"
+            raise DataError(place, problem, "it was written by another version of strata; install that one")
+        return kind.model_validate(value)
+    except (ValueError, AttributeError, ValidationError) as error:
+        problem = f"is not a readable {kind.__name__} ({' '.join(str(error).split())})"
+        raise CorruptArtifactError(place, problem, "run `strata verify`") from error

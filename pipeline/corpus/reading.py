@@ -42,8 +42,8 @@ def read_batches(source: Store, plan: Plan, shard: ShardSpec, config: CorpusConf
     """Read and check one shard, in the order of the file.
 
     A local file is hashed whole before each of its shards is read, since the plan knows its bytes by their hash alone.
-    That costs about a second for each GB of the file, once per shard: a corpus of a few very large files is better cut
-    into more files. While it is being read, its size and time tell of a change. An object on S3 is told by its etag.
+    That costs about a second for each GB of the file, once per worker. While it is being read, its size and time tell of a
+    change. An object on S3 is told by its etag.
 
     Args:
         source: The corpus folder.

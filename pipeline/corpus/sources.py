@@ -1,5 +1,6 @@
 """The corpus's files: which ones a URI means, and their bytes, through the store so that its retries apply."""
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -62,11 +63,22 @@ def read_pieces(store: Store, path: str, start: int, stop: int) -> Iterator[byte
 
 
 def content_of(store: Store, file: ObjectInfo) -> str:
-    """The store's etag, or the sha256 of the bytes where the store has none."""
+    """The store's etag, or the sha256 of the bytes where the store, a local disk, has none."""
     if file.etag:
         return file.etag
+    found = (Path(store.uri) / file.path).stat()
+    return _sha256(store.uri, file.path, file.size, found.st_ino, found.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(uri: str, path: str, size: int, inode: int, changed_ns: int) -> str:
+    """Hash of a local file in one state: a worker that reads many shards of it reads it through once.
+
+    The time of the last change of the inode cannot be set back, unlike that of the content.
+    """
+    del inode, changed_ns
     digest = hashlib.sha256()
-    for piece in read_pieces(store, file.path, 0, file.size):
+    for piece in read_pieces(open_store(uri), path, 0, size):
         digest.update(piece)
     return digest.hexdigest()
 

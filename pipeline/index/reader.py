@@ -6,7 +6,6 @@ rounds of I/O. Importing this module loads neither torch nor ray; an encoder is 
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from pipeline.artifacts import (
     ReleaseRecord,
     Segment,
     arrow_schema,
+    parse_model,
 )
 from pipeline.binarization import Binarizer, rotate_queries, score
 from pipeline.config import EncoderConfig, StorageConfig
@@ -598,22 +598,28 @@ def open_release(
     """
     store = open_store(root, storage)
     number = release if release is not None else _current(store)
-    record = ReleaseRecord.model_validate(json.loads(store.read(f"releases/{number}.json")))
+    record = parse_model(
+        ReleaseRecord, store.read(f"releases/{number}.json"), f"{root}/releases/{number}.json"
+    )
     reader = IndexReader(store, load_manifest(store, record.manifest))
     reader.open()
     return Release(reader, record, encoder, storage)
 
 
 def load_manifest(store: Store, ref: FileRef) -> IndexManifest:
-    """Read a manifest and hold it against its recorded hash."""
+    """Read a manifest and hold it against its recorded hash.
+
+    Raises:
+        CorruptArtifactError: Its bytes are not the recorded ones.
+        DataError: Another version of strata wrote it.
+    """
     data = store.read(ref.path)
+    place = f"{store.uri}/{ref.path}"
     digest = hashlib.sha256(data).hexdigest()
     if digest != ref.sha256:
-        place = f"{store.uri}/{ref.path}"
-        raise CorruptArtifactError(
-            place, f"expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…", "run `strata verify`"
-        )
-    return IndexManifest.model_validate(json.loads(data))
+        problem = f"expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…"
+        raise CorruptArtifactError(place, problem, "restore the file, or roll back to another release")
+    return parse_model(IndexManifest, data, place)
 
 
 def _current(store: Store) -> int:

@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from pipeline.artifacts import IndexManifest, Receipt, ReleaseRecord
+from pipeline.artifacts import IndexManifest, Receipt, ReleaseRecord, parse_model
 from pipeline.errors import CorruptArtifactError, MissingFileError
 from pipeline.release.publishing import retirable, retire
 from pipeline.release.records import (
@@ -25,7 +25,6 @@ from pipeline.release.records import (
     is_retired,
     list_releases,
     named_files,
-    parse_model,
     plan_marks,
     plan_path,
     read_manifest,

@@ -8,7 +8,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pipeline.artifacts import AliasEntry, FileRef, IndexManifest, ReleaseRecord
+from pipeline.artifacts import AliasEntry, FileRef, IndexManifest, ReleaseRecord, parse_model
 from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError, PublishConflictError
 from pipeline.release.history import History, explain_conflict
 from pipeline.release.records import (
@@ -16,7 +16,6 @@ from pipeline.release.records import (
     is_retired,
     list_releases,
     named_files,
-    parse_model,
     read_alias,
     read_history,
     read_manifest,

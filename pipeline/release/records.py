@@ -7,18 +7,25 @@ plans/<fingerprint>.json            a shard plan
 plans/<fingerprint>/<seq>.json      when work on it began and ended, in turn; live if the newest says so
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.artifacts import FORMAT_VERSION, AliasEntry, FileRef, IndexManifest, Plan, ReleaseRecord
+from pipeline.artifacts import (
+    FORMAT_VERSION,
+    AliasEntry,
+    FileRef,
+    IndexManifest,
+    Plan,
+    ReleaseRecord,
+    parse_model,
+)
 from pipeline.config import CorpusConfig
-from pipeline.errors import ConfigError, CorruptArtifactError, DataError, MissingFileError
+from pipeline.errors import ConfigError, DataError, MissingFileError
+from pipeline.index.reader import load_manifest
 from pipeline.release.history import History
 from pipeline.storage import Log, Store, canonical_json
 
@@ -34,7 +41,6 @@ __all__ = [
     "live_plans",
     "mark_plan_done",
     "named_files",
-    "parse_model",
     "plan_marks",
     "plan_path",
     "read_alias",
@@ -72,25 +78,6 @@ def exists(store: Store, path: str) -> bool:
     except MissingFileError:
         return False
     return True
-
-
-def parse_model(kind: type[M], data: bytes | Any, place: str) -> M:
-    """A frozen model from its JSON.
-
-    Raises:
-        DataError: A later version of strata wrote it.
-        CorruptArtifactError: It is not JSON, or not of this kind.
-    """
-    try:
-        value = json.loads(data) if isinstance(data, bytes) else data
-        version = value.get("format", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            problem = f"expected format {FORMAT_VERSION}, found {version!r}"
-            raise DataError(place, problem, "it was written by another version of strata; install that one")
-        return kind.model_validate(value)
-    except (ValueError, AttributeError, ValidationError) as error:
-        problem = f"is not a readable {kind.__name__} ({' '.join(str(error).split())})"
-        raise CorruptArtifactError(place, problem, "run `strata verify`") from error
 
 
 # ------------------------------------------------------------------------------------------------ root
@@ -204,13 +191,7 @@ def read_manifest(store: Store, record: ReleaseRecord) -> IndexManifest:
         CorruptArtifactError: Its bytes are not the recorded ones.
         DataError: Another version of strata wrote it.
     """
-    data = store.read(record.manifest.path)
-    place = f"{store.uri}/{record.manifest.path}"
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != record.manifest.sha256:
-        problem = f"expected sha256 {record.manifest.sha256[:12]}…, found {digest[:12]}…"
-        raise CorruptArtifactError(place, problem, "restore the file, or roll back to another release")
-    return parse_model(IndexManifest, data, place)
+    return load_manifest(store, record.manifest)
 
 
 def named_files(manifest: IndexManifest) -> Iterator[FileRef]:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import structlog
 import threadpoolctl
 from numpy.typing import NDArray
 
@@ -141,7 +142,9 @@ def _judged_queries(session: Session, encoder: EncoderInForce, source: VectorSou
     evaluation = session.config.evaluation
     if evaluation.queries is None:
         return _document_queries(session, source)
-    queries = read_queries(evaluation.queries, session.config.storage, dims=encoder.dims)
+    queries = _unfiltered(
+        read_queries(evaluation.queries, session.config.storage, dims=encoder.dims), evaluation.queries
+    )
     qrels = read_qrels(evaluation.qrels, session.config.storage) if evaluation.qrels is not None else {}
     judged = [q for q in queries.query_ids if q in qrels]
     if qrels and not judged:
@@ -167,6 +170,20 @@ def _judged_queries(session: Session, encoder: EncoderInForce, source: VectorSou
         tuned_on_documents=not spare,
         qrels={query: qrels[query] for query in judged},
     )
+
+
+def _unfiltered(queries: Queries, uri: str) -> Queries:
+    """Queries that are judged: exact neighbours are those in the whole corpus, which a filtered query does not ask for."""
+    rows = [i for i, text in enumerate(queries.filters) if text is None]
+    if not rows:
+        raise DataError(
+            uri, "has filtered queries only", "give queries without a filter to judge the index on"
+        )
+    if len(rows) < len(queries):
+        structlog.get_logger().warning(
+            "filtered_queries_not_judged", queries=len(queries) - len(rows), file=uri
+        )
+    return queries.subset(rows)
 
 
 def _by_hash(query: str) -> bytes:

@@ -294,6 +294,29 @@ def test_an_example_that_cannot_be_shown_is_refused_before_the_work(tmp_path):
     assert not (tmp_path / "root/documents").exists()
 
 
+def test_filtered_queries_are_not_judged_as_if_they_had_no_filter(tmp_path):
+    rows = rows_of(200)
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    asked = [
+        {"query_id": f"q{i}", "text": text, "filter": "year = 1" if i % 2 else None}
+        for i, text in enumerate(_texts(rows)[:20])
+    ]
+    pl.DataFrame(asked).write_parquet(tmp_path / "q.parquet")
+    (tmp_path / "t.tsv").write_text(
+        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\t{rows[i]['_id']}\t1\n" for i in range(20))
+    )
+    evaluation = {"queries": str(tmp_path / "q.parquet"), "qrels": str(tmp_path / "t.tsv")}
+    config = configured(
+        tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", evaluation=evaluation)
+    )
+    summary = run_inline(config)
+    assert summary["judged_queries"] == 10
+    assert summary["ndcg_at_10"] == summary["exact_ndcg_at_10"] == 1
+    pl.DataFrame(asked).filter(pl.col("filter").is_not_null()).write_parquet(tmp_path / "q.parquet")
+    with pytest.raises(DataError, match="filtered queries only"):
+        run_inline(config)
+
+
 def test_a_shallow_rerank_is_judged_as_it_is_served(tmp_path):
     """The gate must see the search that users get, not a deeper one."""
     write_parquet(tmp_path / "corpus.parquet", rows_of(600))

@@ -1,4 +1,4 @@
-"""The command line: subcommands, exit codes, signals. What a job does is in its own file and in `pipeline`.
+"""What every job shares: arguments, exit codes, signals, the summary line. What a job does is in its own file.
 
 stdout carries one JSON object, the summary, as its last line; logs, progress and tables go to stderr. Exit codes:
 0 ok, 2 usage, 3 publish conflict, 4 quality gate failed, 65 bad data, 75 transient, 78 bad config, 130 and 143 stopped.
@@ -19,7 +19,7 @@ import typer
 from pipeline.errors import PipelineError
 from pipeline.execution.progress import configure_logging
 
-__all__ = ["Conf", "Overrides", "finish", "main", "run_command"]
+__all__ = ["Conf", "Overrides", "finish", "run_command"]
 
 Conf = Annotated[str, typer.Argument(metavar="CONF", help="YAML of the run; see conf/README.md.")]
 Overrides = Annotated[
@@ -77,23 +77,3 @@ def run_command(command: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     app()
-
-
-def main() -> None:
-    """Run `strata`."""
-    from jobs import gc, plan, rollback, run, search, status, verify
-
-    app = typer.Typer(
-        name="strata",
-        help="From a document corpus to a published vector index, and current ever after.",
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-    )
-    for module in (run, plan, status, search, verify, rollback, gc):
-        app.command(module.__name__.rpartition(".")[2])(module.command)
-    app()
-
-
-if __name__ == "__main__":
-    main()

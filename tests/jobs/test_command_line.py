@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def strata(*words, check=None, cwd=None):
     done = subprocess.run(
-        [sys.executable, "-m", "jobs._main", *map(str, words)],
+        [sys.executable, "-m", "jobs", *map(str, words)],
         capture_output=True, text=True, check=False, cwd=cwd, timeout=300,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
@@ -107,7 +107,7 @@ def test_one_and_two_workers_write_the_same_bytes(tmp_path):
 def test_ctrl_c_ends_cleanly_and_a_rerun_goes_on(tmp_path):
     conf = small(tmp_path, rows_of(2000))
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs._main", "run", str(conf)],
+        [sys.executable, "-m", "jobs", "run", str(conf)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip

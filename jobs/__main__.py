@@ -1,0 +1,25 @@
+"""`strata`: every job as a subcommand; `python -m jobs` is the same."""
+
+import typer
+
+from jobs import gc, plan, rollback, run, search, status, verify
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run `strata`."""
+    app = typer.Typer(
+        name="strata",
+        help="From a document corpus to a published vector index, and current ever after.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    for module in (run, plan, status, search, verify, rollback, gc):
+        app.command(module.__name__.rpartition(".")[2])(module.command)
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -22,6 +22,19 @@ def _run(config):
     return summary
 
 
+def _assert_estimated_within_a_factor_of_two(summary):
+    for name, measured in {
+        "rows": summary["documents"],
+        "bytes": summary["bytes"],
+        "task_memory_mb": summary["task_memory_mb"],
+        "actor_memory_mb": summary["actor_memory_mb"],
+        "seconds": summary["seconds"]["total"],
+    }.items():
+        ratio = summary["estimate"][name] / measured
+        print(f"estimated {name:16} {ratio:.2f} of the measured")
+        assert 0.5 <= ratio <= 2, name
+
+
 @pytest.mark.slow
 @pytest.mark.model
 @pytest.mark.ray
@@ -29,6 +42,7 @@ def test_quickstart_ranks_as_well_as_exact_search(tmp_path):
     config = load_config(REPOSITORY / "conf/quickstart.yaml", (f"root={tmp_path}",))
     summary = _run(config)
     assert abs(summary["ndcg_at_10"] - summary["exact_ndcg_at_10"]) <= 0.01
+    _assert_estimated_within_a_factor_of_two(summary)
 
 
 @pytest.mark.slow
@@ -49,3 +63,4 @@ def test_judged_collections_rank_as_well_as_exact_search(shared_data, tmp_path, 
     summary = _run(load_config(tmp_path / "conf.yaml"))
     assert abs(summary["ndcg_at_10"] - summary["exact_ndcg_at_10"]) <= 0.01
     assert summary["rerank"] == 100
+    _assert_estimated_within_a_factor_of_two(summary)

@@ -12,6 +12,9 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import load_config
+from pipeline.release import claim_root
+from pipeline.storage import LocalStore
 from tests.integration.roads import rows_of, settings, write_config, write_parquet
 
 JOBS = ("run", "plan", "status", "search", "verify", "rollback", "gc")
@@ -91,7 +94,6 @@ def test_the_whole_life_of_an_index(tmp_path):
 
 @pytest.mark.ray
 def test_one_and_two_workers_write_the_same_bytes(tmp_path):
-    from pipeline.storage import LocalStore
     from tests.integration.roads import data_files
 
     rows = rows_of(400)
@@ -163,25 +165,20 @@ def test_an_unknown_setting_is_named_with_the_nearest(tmp_path):
     )
 
 
-def test_a_root_of_another_corpus_is_refused(tmp_path):
+def test_a_root_of_another_corpus_is_refused_unless_it_has_the_same_name(tmp_path):
     conf = small(tmp_path)
-    strata("plan", conf, check=0)
+    claim_root(LocalStore(str(tmp_path / "root")), load_config(conf).corpus)
     write_parquet(tmp_path / "other.parquet", rows_of(5))
-    _refused(
-        strata("plan", conf, "--set", f"corpus.uri={tmp_path}/other.parquet"),
-        78,
-        "other.parquet",
-        "corpus.name",
-    )
-    strata(
-        "plan",
-        conf,
-        "--set",
-        f"corpus.uri={tmp_path}/other.parquet",
-        "--set",
-        f"corpus.name={tmp_path}/corpus.parquet",
-        check=0,
-    )
+    other = ("--set", f"corpus.uri={tmp_path}/other.parquet")
+    for job in ("plan", "run"):
+        _refused(strata(job, conf, *other), 78, "other.parquet", "corpus.name")
+    strata("plan", conf, *other, "--set", f"corpus.name={tmp_path}/corpus.parquet", check=0)
+
+
+def test_a_run_that_failed_on_a_wrong_uri_does_not_claim_the_root(tmp_path):
+    conf = small(tmp_path)
+    _refused(strata("run", conf, "--set", f"corpus.uri={tmp_path}/typo.parquet"), 65, "typo.parquet")
+    strata("plan", conf, check=0)
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_the_setting(tmp_path):

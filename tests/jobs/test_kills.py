@@ -25,7 +25,8 @@ def _kill_after(conf, root, seconds):
     )  # fmt: skip
     time.sleep(seconds)
     at_work = process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
+    if at_work:
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     return at_work
 

@@ -1,15 +1,23 @@
 """Stores and data that tests share."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import s3fs
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 
 from pipeline.config import StorageConfig
 from pipeline.storage import LocalStore, S3Store, Store
+
+# A shared machine is slow at times, which is no defect; CI draws the same examples every time, a developer new ones.
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
 
 BUCKET = "strata-tests"
 

@@ -170,6 +170,9 @@ def _gathered(operands: Iterable[Predicate], *, negated: bool) -> Iterator[Predi
 def _membership(column: str, values: set[Value], *, negated: bool) -> Predicate:
     if len(values) == 1:
         return comparison(column, "<>" if negated else "=", *values)
+    if negated and values == {False, True} and all(isinstance(value, bool) for value in values):
+        # <> of a truth value is written as = of the other: so is its being neither of the two.
+        return Conjunction((Comparison(column, "=", value=False), Comparison(column, "=", value=True)))
     return Membership(column, tuple(sorted(values)), negated)
 
 
@@ -180,7 +183,9 @@ def negate(predicate: Predicate) -> Predicate:
             return Truth(None if value is None else not value)
         case Comparison(column, operator, value):
             return comparison(column, NEGATED[operator], value)
-        case Membership() | NullTest() | ListContains():
+        case Membership(column, values, negated):
+            return _membership(column, set(values), negated=not negated)
+        case NullTest() | ListContains():
             return replace(predicate, negated=not predicate.negated)
         case Conjunction(operands):
             return any_of(map(negate, operands))

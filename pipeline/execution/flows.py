@@ -244,17 +244,19 @@ def _shape(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def _read_tasks(config: Config, plan: Plan, encoder: EncoderInForce) -> list[Task]:
-    call = partial(
-        read_shard,
-        plan=plan,
-        corpus=config.corpus,
-        storage=config.storage,
-        tokenizer_json=encoder.tokenizer_json,
-    )
+    shared = {
+        "plan": plan,
+        "corpus": config.corpus,
+        "storage": config.storage,
+        "tokenizer_json": encoder.tokenizer_json,
+    }
     inputs = {"tokenizer": encoder.tokenizer_hash, **_shape(config, plan)}
     return [
         Task(
-            "read", {**inputs, "file": plan.files[shard.file_no], "shard": shard}, partial(call, shard=shard)
+            "read",
+            {**inputs, "file": plan.files[shard.file_no], "shard": shard},
+            partial(read_shard, shard=shard),
+            shared,
         )
         for shard in plan.shards
     ]

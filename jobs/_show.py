@@ -109,7 +109,11 @@ def show_pairs(pairs: Mapping[str, Any]) -> None:
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     for name, value in pairs.items():
-        table.add_row(
-            name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-        )
+        table.add_row(name, _value_text(value))
     Console(stderr=True, highlight=False).print(table)
+
+
+def _value_text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value_text(part)}" for name, part in value.items())
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -180,8 +180,9 @@ class LayoutConfig(_Strict):
     """Rows of a segment, about; bounds the memory of a build task."""
     train_rows_per_list: int = Field(64, ge=1)
     """Sample rows per posting list for clustering."""
-    max_train_rows: int = Field(262_144, ge=256)
-    """Most sample rows for clustering and for the binarizer."""
+    max_train_rows: int = Field(65_536, ge=256)
+    """Most sample rows that one task holds: for the binarizer and for the first level of the clustering. The second level has
+    `train_rows_per_list` for every list, in as many tasks as that takes."""
 
 
 class SearchConfig(_Strict):

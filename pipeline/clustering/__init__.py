@@ -7,8 +7,22 @@ ordering.py    heads → depth-first order for storage           numpy
 Not here: how many lists, which of them a query probes, replicas (`pipeline.postings`).
 """
 
-from pipeline.clustering.assignment import assign
+from pipeline.clustering.assignment import (
+    SEARCHED_BRANCHES,
+    BranchedHeads,
+    assign,
+    assign_in_branches,
+    nearest,
+)
 from pipeline.clustering.centroids import train_centroids
 from pipeline.clustering.ordering import order_depth_first
 
-__all__ = ["assign", "order_depth_first", "train_centroids"]
+__all__ = [
+    "SEARCHED_BRANCHES",
+    "BranchedHeads",
+    "assign",
+    "assign_in_branches",
+    "nearest",
+    "order_depth_first",
+    "train_centroids",
+]

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import clustering
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.index.reader import IndexReader, QueryEncoder
 from pipeline.index.scoring import Candidates, RunningBest, best_documents
@@ -64,7 +63,7 @@ def read_query_vectors(store: Store, ref: FileRef) -> NDArray[np.float32]:
 
 
 def exact_bucket(
-    store: Store, source: VectorSource, bucket: int, queries: FileRef, layout: FileRef, *, depth: int
+    store: Store, source: VectorSource, bucket: int, queries: FileRef, placed: FileRef, *, depth: int
 ) -> StageOutput:
     """The nearest documents of each query among the vectors of one bucket.
 
@@ -73,23 +72,22 @@ def exact_bucket(
         source: Live documents and their vectors.
         bucket: Bucket of text hashes.
         queries: File of `write_query_vectors`.
-        layout: The heads, to say which list holds each neighbour.
+        placed: The bucket's file of `place_bucket`, to say which list holds each neighbour.
         depth: Documents per query.
 
     Returns:
         File `exact`: at most q * depth rows of EXACT.
     """
     wanted = read_query_vectors(store, queries)
-    heads = to_matrix(read_columns(store, layout.path, ["head"])["head"]).astype(np.float32)
     best = RunningBest(len(wanted), depth)
     names: list[pa.Table] = []
     seen = 0
     for rows, vectors in iterate_vectors(store, source, bucket):
-        lists, _ = clustering.assign(vectors, heads)
-        names.append(rows.select(["vector_id", "doc_id"]).append_column("list_no", pa.array(lists)))
-        best.add(np.arange(seen, seen + len(lists)), wanted @ vectors.T, _ids(rows))
-        seen += len(lists)
-    table = _found(pa.concat_tables(names), best.candidates()) if names else EXACT.empty_table()
+        names.append(rows.select(["vector_id", "doc_id"]))
+        best.add(np.arange(seen, seen + len(vectors)), wanted @ vectors.T, _ids(rows))
+        seen += len(vectors)
+    lists = read_columns(store, placed.path, ["vector_id", "list_no"])
+    table = _found(pa.concat_tables(names), best.candidates(), lists) if names else EXACT.empty_table()
     ref = write_table(store, "scratch/exact", EXACT, [table])
     return StageOutput(files={"exact": ref}, numbers={"rows": ref.rows})
 
@@ -98,12 +96,16 @@ def _ids(rows: pa.Table) -> NDArray[np.uint8]:
     return hash_keys(rows["vector_id"]).view(np.uint8).reshape(-1, 16)
 
 
-def _found(names: pa.Table, best: Sequence[Candidates]) -> pa.Table:
-    """Rows of EXACT: the candidates of each query, by name."""
+def _found(names: pa.Table, best: Sequence[Candidates], lists: pa.Table) -> pa.Table:
+    """Rows of EXACT: the candidates of each query, by name and list."""
     rows = names.take(pa.array(np.concatenate([b.places for b in best])))
     queries = np.repeat(np.arange(len(best), dtype=np.int32), [len(b.places) for b in best])
     scores = np.concatenate([b.scores for b in best])
-    columns = [pa.array(queries), rows["vector_id"], rows["doc_id"], pa.array(scores), rows["list_no"]]
+    keys = hash_keys(lists["vector_id"])
+    order = np.argsort(keys)
+    places = order[np.searchsorted(keys, hash_keys(rows["vector_id"]), sorter=order)]
+    list_no = pa.array(lists["list_no"].to_numpy()[places])
+    columns = [pa.array(queries), rows["vector_id"], rows["doc_id"], pa.array(scores), list_no]
     return pa.table(columns, schema=EXACT)
 
 

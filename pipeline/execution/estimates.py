@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.artifacts import Plan
+from pipeline.clustering import SEARCHED_BRANCHES
 from pipeline.config import Config
 from pipeline.errors import ConfigError
-from pipeline.index.training import sample_rows
+from pipeline.index.stage import SLICE_ROWS
+from pipeline.index.training import GROUP_ROWS, branch_count, grown_rows, sample_rows
 from pipeline.postings import list_count
 
 __all__ = ["Estimate", "check_fits", "estimate"]
@@ -54,11 +56,8 @@ class Estimate:
     shards: int
     bytes: int
     """Written under the root by a first run."""
-    task_memory_mb: int
-    """Peak of the largest task."""
-    largest_task: str
-    actor_memory_mb: int
-    """Peak of one encoder actor; 0 where vectors are ready-made."""
+    memory_by_stage: dict[str, int]
+    """Peak of one task of each stage, in MB; of `encode`, of one actor."""
     seconds: float
     """Of a first run."""
 
@@ -86,15 +85,17 @@ def estimate(
         cpus: Cores that work.
         tokens_per_s: Measured speed of the encoder on one core.
     """
-    memory = _memory_by_task(plan, config, dims, text_buckets)
-    largest = max(memory, key=lambda name: memory[name])
+    memory = {
+        stage: round(CONSTANTS.worker_mb + held / MB)
+        for stage, held in _held_bytes(plan, config, dims, text_buckets).items()
+    }
+    if not plan.embedding_dims:
+        memory["encode"] = config.embedding.memory_mb_per_actor
     return Estimate(
         rows=plan.rows,
         shards=len(plan.shards),
         bytes=_bytes(plan, config, dims),
-        task_memory_mb=round(CONSTANTS.worker_mb + memory[largest] / MB),
-        largest_task=largest,
-        actor_memory_mb=0 if plan.embedding_dims else config.embedding.memory_mb_per_actor,
+        memory_by_stage=memory,
         seconds=_seconds(plan, config, dims, text_buckets, cpus, tokens_per_s),
     )
 
@@ -103,21 +104,29 @@ def _text_per_row(plan: Plan) -> float:
     return plan.text_bytes / max(plan.rows, 1)
 
 
-def _memory_by_task(plan: Plan, config: Config, dims: int, text_buckets: int) -> dict[str, float]:
-    """Bytes that the largest task of each stage holds at once."""
+def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dict[str, float]:
+    """Bytes that one task of each stage holds at once, besides what a worker holds that does nothing."""
+    vector = 4 * dims
     text = _text_per_row(plan) + 150
-    given = 4 * dims if plan.embedding_dims else 0
-    shard = min(config.corpus.shard_rows, plan.rows)
-    bucket = plan.rows / plan.document_buckets
+    row = text + (vector if plan.embedding_dims else 0)
     texts = plan.rows / text_buckets
+    lists = list_count(plan.rows, config.layout.rows_per_list)
+    placed = 2 * dims + (config.binarizer.bytes or 96) + 100
+    block = SLICE_ROWS * vector
     segment = min(plan.rows, config.layout.segment_rows)
-    return {
-        "read": shard * (3 * text + 3 * given),
-        "merge": bucket * (3 * text + 3 * given),
-        "place": texts * (3 * (2 * dims + 250)) + 3 * 8192 * 4 * dims,
-        "build": segment * 3 * (2 * dims + 250),
-        "train": sample_rows(plan.rows, config.layout) * 4 * dims * 3.0,
+    held = {
+        "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
+        "merge": 3 * plan.rows / plan.document_buckets * row,
+        "train": 3 * sample_rows(plan.rows, config.layout) * vector,
+        "cut": 2 * texts * (dims + 100) + 3 * block,
+        "grow": 3 * GROUP_ROWS * vector,
+        "place": 2 * texts * placed + lists * vector + 4 * block,
+        "build": 3 * segment * placed,
+        "exact": 2 * texts * 100 + 3 * block + SLICE_ROWS * JUDGED_QUERIES * 8,
     }
+    if plan.embedding_dims:
+        return held | {"given": 3 * texts * row}
+    return held | {"units": 3 * texts * text}
 
 
 def _bytes(plan: Plan, config: Config, dims: int) -> int:
@@ -133,9 +142,12 @@ def _seconds(
     plan: Plan, config: Config, dims: int, text_buckets: int, cpus: int, tokens_per_s: float
 ) -> float:
     lists = list_count(plan.rows, config.layout.rows_per_list)
-    sample = sample_rows(plan.rows, config.layout)
-    train = 2.0 * sample * lists * dims * KMEANS_ITERATIONS / CONSTANTS.flops_per_s
-    products = 2.0 * plan.rows * dims * (lists + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
+    sample, grown = sample_rows(plan.rows, config.layout), grown_rows(plan.rows, config.layout)
+    branches = branch_count(lists, sample, config.layout)
+    near = min(lists, branches + SEARCHED_BRANCHES * lists / branches)
+    kmeans = 2.0 * dims * KMEANS_ITERATIONS / CONSTANTS.flops_per_s
+    train = kmeans * (sample * branches + grown * lists / branches / cpus)
+    products = 2.0 * plan.rows * dims * (near + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
     rows = plan.rows / CONSTANTS.rows_per_s / cpus
     tasks = (len(plan.shards) + plan.document_buckets + 4 * text_buckets) * CONSTANTS.task_s / cpus
     encode = 0.0
@@ -152,28 +164,22 @@ SHRINKING_SETTING = {
     "train": "layout.max_train_rows",
 }
 """Setting that makes the tasks of a stage smaller, where there is one."""
-FEWEST_ROWS_PER_CENTROID = 8
-"""With fewer sample rows than this, lists are single points rather than clusters."""
 
 
 def check_fits(cost: Estimate, config: Config) -> None:
-    """Refuse a plan whose tasks need more memory than the configuration gives them, or that cannot train its lists.
+    """Refuse a plan one of whose tasks needs more memory than the configuration gives it.
 
     Raises:
         ConfigError: Names the stage, the setting that shrinks it, and the setting that allows more.
     """
     allowed = config.ray.task_memory_mb
-    if cost.task_memory_mb > allowed:
-        shrinking = SHRINKING_SETTING.get(cost.largest_task)
-        remedy = (
-            f"lower {shrinking}, or raise ray.task_memory_mb" if shrinking else "raise ray.task_memory_mb"
-        )
-        need = f"the largest task, of stage {cost.largest_task}, needs about {cost.task_memory_mb} MB"
-        raise ConfigError(
-            "ray.task_memory_mb", f"the plan does not fit: {need}, allowed are {allowed} MB", remedy
-        )
-    lists = list_count(cost.rows, config.layout.rows_per_list)
-    rows = sample_rows(cost.rows, config.layout)
-    if rows < min(FEWEST_ROWS_PER_CENTROID * lists, cost.rows):
-        problem = f"{lists} posting lists would be trained on {rows} rows, at least {FEWEST_ROWS_PER_CENTROID} each are needed"
-        raise ConfigError("layout.max_train_rows", problem, "raise it, or raise layout.rows_per_list")
+    tasks = {stage: need for stage, need in cost.memory_by_stage.items() if stage != "encode"}
+    largest = max(tasks, key=lambda stage: tasks[stage])
+    if tasks[largest] <= allowed:
+        return
+    smaller = SHRINKING_SETTING.get(largest)
+    remedy = f"lower {smaller}, or raise ray.task_memory_mb" if smaller else "raise ray.task_memory_mb"
+    need = f"a task of stage {largest} needs about {tasks[largest]} MB"
+    raise ConfigError(
+        "ray.task_memory_mb", f"the plan does not fit: {need}, allowed are {allowed} MB", remedy
+    )

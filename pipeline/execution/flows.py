@@ -5,6 +5,7 @@ is read first of all, so that a slow run never undoes what another published mea
 """
 
 import hashlib
+import math
 import os
 import time
 import uuid
@@ -46,11 +47,14 @@ from pipeline.filters import parse_filter
 from pipeline.index.stage import (
     VectorSource,
     build_segment,
+    cut_sample,
+    finish_layout,
     finish_partition,
+    grow_branches,
     place_bucket,
     train_index,
 )
-from pipeline.index.training import sample_rows
+from pipeline.index.training import grown_rows, sample_rows
 from pipeline.release import (
     claim_root,
     files_are_there,
@@ -104,7 +108,7 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
     write_plan(store, plan)
     planned = time.perf_counter()
     with runner_of() as runner:
-        session = Session(config, spec, store, runner)
+        session = Session(config, spec, store, runner, cost)
         session.seconds |= {
             "plan": round(planned - start, 3),
             "start": round(time.perf_counter() - planned, 3),
@@ -190,8 +194,8 @@ def _build_and_publish(
     documents = _read_documents(session, plan, encoder, cache)
     encoded = _embed(session, documents, encoder, cache)
     source = VectorSource(documents.texts, cache, plan.attributes)
-    trained, manifest = _build(session, plan, encoder, documents, source)
-    manifest, measured = judge(session, encoder, manifest, source, trained)
+    placed, manifest = _build(session, plan, encoder, documents, source)
+    manifest, measured = judge(session, encoder, manifest, source, placed)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,
@@ -322,10 +326,10 @@ def _embed(session: Session, documents: _Documents, encoder: EncoderInForce, cac
 
 def _build(
     session: Session, plan: Plan, encoder: EncoderInForce, documents: _Documents, source: VectorSource
-) -> tuple[StageOutput, IndexManifest]:
+) -> tuple[tuple[FileRef, ...], IndexManifest]:
     """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
     config = session.config
-    trained = session.outputs("train", [_train_task(config, documents, source, encoder)])[0]
+    trained = _train(session, documents, source, encoder)
     inputs = {
         "texts": digest(documents.texts),
         "encoder": encoder.fingerprint,
@@ -362,10 +366,51 @@ def _build(
         search=SearchDefaults(probes=int(trained.numbers["lists"]), rerank=config.search.rerank),
         statistics=_list_statistics(session.store, partition.directory),
     )
-    return trained, manifest
+    return placed, manifest
 
 
-def _train_task(config: Config, documents: _Documents, source: VectorSource, encoder: EncoderInForce) -> Task:
+def _train(
+    session: Session, documents: _Documents, source: VectorSource, encoder: EncoderInForce
+) -> StageOutput:
+    """Binarizer and heads: the first level in one task, the second level by groups of branches."""
+    config = session.config
+    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
+    branches = trunk.files["branches"]
+    share = grown_rows(documents.vectors, config.layout) / documents.vectors
+    inputs = {
+        "texts": digest(documents.texts),
+        "encoder": encoder.fingerprint,
+        "branches": branches,
+        "share": share,
+    }
+    shared: dict[str, Any] = {"source": source, "branches": branches, "share": share}
+    cuts = [
+        Task("cut", {**inputs, "bucket": b}, partial(cut_sample, bucket=b), shared)
+        for b in range(min(source.cache.buckets, math.ceil(share * source.cache.buckets)))
+    ]
+    samples = tuple(output.files["sample"] for output in session.outputs("train", cuts))
+    shared = {"samples": samples, "branches": branches, "seed": config.seed}
+    groups = [
+        Task(
+            "grow",
+            {"of": digest(shared), "group": group},
+            partial(grow_branches, group=group),
+            shared,
+        )
+        for group in range(int(trunk.numbers["groups"]))
+    ]
+    grown = [output.files["heads"] for output in session.outputs("train", groups)]
+    with session.timed("train"):
+        return finish_layout(
+            session.store,
+            trunk.files,
+            grown,
+            num_vectors=documents.vectors,
+            segment_rows=config.layout.segment_rows,
+        )
+
+
+def _trunk_task(config: Config, documents: _Documents, source: VectorSource, encoder: EncoderInForce) -> Task:
     settings: dict[str, Any] = {
         "num_vectors": documents.vectors,
         "sample_rows": sample_rows(documents.vectors, config.layout),

@@ -13,7 +13,7 @@ import threadpoolctl
 from numpy.typing import NDArray
 
 from pipeline import postings
-from pipeline.artifacts import IndexManifest, SearchDefaults, StageOutput
+from pipeline.artifacts import FileRef, IndexManifest, SearchDefaults
 from pipeline.errors import ConfigError, DataError
 from pipeline.evaluation.judging import judge_against_exact, judge_against_qrels
 from pipeline.evaluation.queries import Queries, read_qrels, read_queries
@@ -66,25 +66,31 @@ def judge(
     encoder: EncoderInForce,
     manifest: IndexManifest,
     source: VectorSource,
-    trained: StageOutput,
+    placed: Sequence[FileRef],
 ) -> tuple[IndexManifest, dict[str, Any]]:
-    """Choose the number of probes on spare queries, then measure the index on the reported ones."""
+    """Choose the number of probes on spare queries, then measure the index on the reported ones.
+
+    Args:
+        session: The run.
+        encoder: Of the queries.
+        manifest: The index.
+        source: What it holds.
+        placed: Files of `place_bucket`, in the order of the buckets.
+    """
     judged = _judged_queries(session, encoder, source)
     asked = write_query_vectors(session.store, np.concatenate([judged.vectors, judged.tuning]))
-    layout = trained.files["layout"]
     inputs = {
         "texts": digest(source.texts),
         "encoder": encoder.fingerprint,
         "queries": asked,
-        "layout": layout,
         "depth": NEIGHBOURS + 1,
     }
-    shared = {"source": source, "queries": asked, "layout": layout, "depth": NEIGHBOURS + 1}
+    shared = {"source": source, "queries": asked, "depth": NEIGHBOURS + 1}
     tasks = [
         Task(
             "exact",
-            {**inputs, "bucket": b},
-            partial(exact_bucket, bucket=b),
+            {**inputs, "bucket": b, "placed": placed[b]},
+            partial(exact_bucket, bucket=b, placed=placed[b]),
             shared,
         )
         for b in range(source.cache.buckets)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pipeline.artifacts import StageOutput
 from pipeline.config import Config
 from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.estimates import Estimate
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
 from pipeline.execution.work import Done, StoreSpec, Task
@@ -24,13 +25,12 @@ class Session:
     spec: StoreSpec
     store: Store
     runner: Runner
+    estimate: Estimate
     seconds: dict[str, float] = field(default_factory=dict)
     tasks: int = 0
     reused: int = 0
-    task_peak_mb: float = 0.0
-    """Largest resident memory of a worker that did tasks."""
-    actor_peak_mb: float = 0.0
-    """The same of an encoder actor."""
+    peak_mb: dict[str, float] = field(default_factory=dict)
+    """Largest anonymous memory of a worker, by the stage of its task."""
     bytes_by_path: dict[str, int] = field(default_factory=dict)
     """Sizes of the files that this run wrote or reused."""
 
@@ -52,10 +52,8 @@ class Session:
             self.tasks += 1
             self.reused += done.reused
             self.bytes_by_path.update({ref.path: ref.bytes for ref in done.output.files.values()})
-            if spec is None:
-                self.task_peak_mb = max(self.task_peak_mb, done.peak_mb)
-            else:
-                self.actor_peak_mb = max(self.actor_peak_mb, done.peak_mb)
+            kind = tasks[place].stage
+            self.peak_mb[kind] = max(self.peak_mb.get(kind, 0.0), done.peak_mb)
             yield place, done
 
     def measured(self) -> dict[str, object]:
@@ -65,8 +63,11 @@ class Session:
             "tasks": self.tasks,
             "tasks_reused": self.reused,
             "bytes": sum(self.bytes_by_path.values()),
-            "task_memory_mb": round(self.task_peak_mb),
-            "actor_memory_mb": round(self.actor_peak_mb),
+            "memory_by_stage": {
+                kind: {"estimate_mb": self.estimate.memory_by_stage.get(kind), "peak_mb": round(peak)}
+                for kind, peak in self.peak_mb.items()
+                if peak
+            },
         }
 
     def outputs(

@@ -7,8 +7,6 @@ is superseded by the next entry of its log.
 
 import functools
 import hashlib
-import resource
-import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,6 +19,7 @@ import threadpoolctl
 from pipeline.artifacts import FORMAT_VERSION, FileRef, Receipt, StageOutput
 from pipeline.config import StorageConfig
 from pipeline.errors import MissingFileError
+from pipeline.execution.memory import PeakMemory, give_back
 from pipeline.storage import Log, Store, canonical_json, open_store
 
 __all__ = ["Done", "StoreSpec", "Task", "digest", "perform", "versions"]
@@ -90,7 +89,7 @@ class Done:
     """Whether a receipt of an earlier run stood for it."""
     seconds: float
     peak_mb: float
-    """Largest resident memory of the worker so far."""
+    """Largest anonymous memory of the worker while it did this unit."""
 
 
 @functools.cache
@@ -134,19 +133,14 @@ def perform(task: Task, shared: Mapping[str, Any], spec: StoreSpec, threads: int
     if newest:
         receipt = Receipt.model_validate(log.read(newest))
         if _files_are_there(store, receipt):
-            return _done(receipt.output, start, reused=True)
-    with threadpoolctl.threadpool_limits(threads):
+            return Done(receipt.output, reused=True, seconds=time.perf_counter() - start, peak_mb=0.0)
+    with PeakMemory() as memory, threadpoolctl.threadpool_limits(threads):
         output = task.call(store, *extra, **shared)
+    give_back()
     receipt = Receipt(key=task.key, stage=task.stage, output=output, worker=uuid.uuid4().hex)
     if not log.append(newest + 1, receipt.model_dump(mode="json")):
         output = Receipt.model_validate(log.read(newest + 1)).output
-    return _done(output, start, reused=False)
-
-
-def _done(output: StageOutput, start: float, *, reused: bool) -> Done:
-    unit = 1024 if sys.platform == "linux" else 1024 * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return Done(output, reused, time.perf_counter() - start, peak)
+    return Done(output, reused=False, seconds=time.perf_counter() - start, peak_mb=memory.peak_mb)
 
 
 def _files_are_there(store: Store, receipt: Receipt) -> bool:

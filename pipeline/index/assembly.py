@@ -47,7 +47,7 @@ def place_rows(
     Returns:
         (n) rows of `placed_schema`.
     """
-    list_nos, distances = clustering.assign(vectors, trained.heads)
+    list_nos, distances = clustering.assign_in_branches(vectors, trained.tree)
     codes = binarize(trained.binarizer, vectors)
     schema = placed_schema(vectors.shape[1], codes.code.shape[1], attributes)
     columns = {

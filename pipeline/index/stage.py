@@ -1,7 +1,8 @@
-"""The build stages on the root: train → place (per bucket) → build (per segment) → finish.
+"""The build stages on the root: train → cut (a bucket) → grow (a group of branches) → place (a bucket) → build (a segment).
 
 `place_bucket` and `build_segment` are the two halves of an out-of-core shuffle from buckets of texts to segments of
-posting lists; no step holds more than one bucket or one segment. `iterate_vectors` streams live documents joined with
+posting lists, `cut_sample` and `grow_branches` those of one from buckets to branches of the heads' tree; no step holds more
+than one bucket, one group of branches or one segment. `iterate_vectors` streams live documents joined with
 their float32 vectors, which training, placing and exact search share.
 """
 
@@ -16,17 +17,20 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from pipeline import clustering, postings
 from pipeline.artifacts import Attribute, CodesInfo, FileRef, Partition, Segment, StageOutput, arrow_schema
 from pipeline.binarization import Binarizer, from_tensors, to_tensors
+from pipeline.clustering import BranchedHeads
 from pipeline.config import BinarizerConfig, LayoutConfig
 from pipeline.embedding.stage import Cache, CachedBucket
 from pipeline.index.assembly import DIRECTORY_PART, directory_part, place_rows, placed_schema, sort_placed
-from pipeline.index.training import TrainedLayout, train_layout
+from pipeline.index.training import TrainedLayout, train_branch, train_trunk
 from pipeline.partitioning import ONLY_PARTITION
 from pipeline.schemas import directory_schema, heads_schema, lists_schema, vectors_schema
 from pipeline.storage import Store, canonical_json
 from pipeline.tables import (
     hash_keys,
+    open_parquet,
     read_bucket,
     read_columns,
     to_matrix,
@@ -38,7 +42,10 @@ from pipeline.tables import (
 __all__ = [
     "VectorSource",
     "build_segment",
+    "cut_sample",
+    "finish_layout",
     "finish_partition",
+    "grow_branches",
     "iterate_vectors",
     "load_binarizer",
     "place_bucket",
@@ -65,9 +72,15 @@ class VectorSource:
 
 
 def iterate_vectors(
-    store: Store, source: VectorSource, bucket: int
+    store: Store, source: VectorSource, bucket: int, *, backwards: bool = False
 ) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
     """Rows of one bucket in slices, sorted by (text_hash, vector_id), with their vectors.
+
+    Args:
+        store: The root.
+        source: Live documents and their vectors.
+        bucket: Bucket of text hashes.
+        backwards: Last slice first; the same slices, each in the same order.
 
     Yields:
         (n) rows with vector_id, doc_id, text_hash and the attributes; (n, d) float32. n is at most SLICE_ROWS.
@@ -77,7 +90,8 @@ def iterate_vectors(
     order = pc.sort_indices(table, sort_keys=[("text_hash", "ascending"), ("vector_id", "ascending")])
     table = table.take(order)
     cached = CachedBucket(store, source.cache, bucket)
-    for start in range(0, table.num_rows, SLICE_ROWS):
+    starts = range(0, table.num_rows, SLICE_ROWS)
+    for start in reversed(starts) if backwards else starts:
         rows = table.slice(start, SLICE_ROWS)
         distinct, places = np.unique(hash_keys(rows["text_hash"]), return_inverse=True)
         yield rows, cached.read(distinct)[places]
@@ -91,20 +105,31 @@ def sample_vectors(
     Returns:
         (n, d) float32 and their doc_ids, in order of hash; n is `rows`, or less in a smaller corpus.
     """
-    vectors: list[NDArray[np.float32]] = []
-    names: list[list[str]] = []
-    buckets = range(source.cache.buckets)
-    for bucket in reversed(buckets) if from_end else buckets:
-        slices = list(iterate_vectors(store, source, bucket))
-        for table, found in reversed(slices) if from_end else slices:
-            vectors.append(found)
-            names.append(table["doc_id"].to_pylist())
-        if sum(map(len, names)) >= rows:
+    vectors = np.empty((rows, source.cache.dims), dtype=np.float32)
+    pieces: list[list[str]] = []
+    filled = 0
+    for table, found in _slices(store, source, backwards=from_end):
+        n = min(len(found), rows - filled)
+        kept = slice(len(found) - n, None) if from_end else slice(n)
+        place = slice(rows - filled - n, rows - filled) if from_end else slice(filled, filled + n)
+        vectors[place] = found[kept]
+        pieces.append(table["doc_id"].to_pylist()[kept])
+        filled += n
+        if filled == rows:
             break
-    if from_end:
-        vectors, names = vectors[::-1], names[::-1]
-    kept = slice(-rows, None) if from_end else slice(rows)
-    return np.concatenate(vectors)[kept], [name for part in names for name in part][kept]
+    names = [name for part in (pieces[::-1] if from_end else pieces) for name in part]
+    return vectors[rows - filled :] if from_end else vectors[:filled], names
+
+
+def _slices(
+    store: Store, source: VectorSource, *, backwards: bool
+) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+    buckets = range(source.cache.buckets)
+    for bucket in reversed(buckets) if backwards else buckets:
+        yield from iterate_vectors(store, source, bucket, backwards=backwards)
+
+
+# ------------------------------------------------------------------------------------------------ training
 
 
 def train_index(
@@ -117,19 +142,146 @@ def train_index(
     binarizer: BinarizerConfig,
     seed: int,
 ) -> StageOutput:
-    """Fit binarizer and heads on a sample.
+    """Fit the binarizer and the first level of the heads' tree on a sample.
 
     Returns:
-        Files `layout` (heads and segments, scratch), `weights` and `binarizer` (the artifact).
+        Files `branches` (scratch: centroids, lists to make in each, groups), `weights` and `binarizer` (the artifact);
+        numbers `branches`, `groups`.
     """
     sample, _ = sample_vectors(store, source, sample_rows)
-    trained = train_layout(sample, num_vectors=num_vectors, layout=layout, binarizer=binarizer, seed=seed)
-    schema = heads_schema(source.cache.dims).remove(1).append(pa.field("segment", pa.int32(), nullable=False))
-    table = pa.table([vector_array(trained.heads), pa.array(trained.segments)], schema=schema)
-    files = _write_binarizer(store, trained.binarizer)
-    files["layout"] = write_table(store, "scratch/layouts", schema, [table])
+    trunk = train_trunk(sample, num_vectors=num_vectors, layout=layout, binarizer=binarizer, seed=seed)
+    schema = _tree_schema(source.cache.dims, "lists", "group")
+    table = pa.table(
+        [vector_array(trunk.branches), pa.array(trunk.lists), pa.array(trunk.groups)], schema=schema
+    )
+    files = _write_binarizer(store, trunk.binarizer)
+    files["branches"] = write_table(store, "scratch/branches", schema, [table])
     return StageOutput(
-        files=files, numbers={"lists": len(trained.heads), "segments": int(trained.segments.max()) + 1}
+        files=files, numbers={"branches": len(trunk.branches), "groups": int(trunk.groups.max()) + 1}
+    )
+
+
+def _tree_schema(dims: int, *names: str) -> pa.Schema:
+    """Vectors of one level of the heads' tree, each with numbers."""
+    numbers = [pa.field(name, pa.int32(), nullable=False) for name in names]
+    return pa.schema([heads_schema(dims).field("head"), *numbers])
+
+
+def cut_sample(
+    store: Store, source: VectorSource, bucket: int, branches: FileRef, *, share: float
+) -> StageOutput:
+    """Cut the sample rows of one bucket by branch: texts whose hash is among the lowest `share` of all hashes.
+
+    Args:
+        store: The root.
+        source: Live documents and their vectors.
+        bucket: Bucket of text hashes.
+        branches: File of `train_index`.
+        share: In (0, 1].
+
+    Returns:
+        File `sample`: branch, embedding (float16 will do for k-means), in order of text hash, cut by group.
+    """
+    table = read_columns(store, branches.path)
+    centroids, groups = to_matrix(table["head"]).astype(np.float32), table["group"].to_numpy()
+    element = pa.field("element", pa.float16(), nullable=False)
+    schema = pa.schema(
+        [
+            pa.field("branch", pa.int32(), nullable=False),
+            pa.field("embedding", pa.list_(element, source.cache.dims), nullable=False),
+        ]
+    )
+    pieces = [schema.empty_table()]
+    for rows, vectors in iterate_vectors(store, source, bucket):
+        kept = vectors[_hash_shares(rows["text_hash"]) < share]
+        if not len(kept):
+            break  # rows come in the order of their hashes
+        numbers = pa.array(clustering.assign(kept, centroids)[0])
+        pieces.append(pa.table([numbers, vector_array(kept.astype(np.float16))], schema=schema))
+    sample = pa.concat_tables(pieces)
+    ref = write_bucketed(store, "scratch/samples", sample, groups[sample["branch"].to_numpy()])
+    return StageOutput(files={"sample": ref}, numbers={"rows": ref.rows})
+
+
+def _hash_shares(hashes: pa.ChunkedArray) -> NDArray[np.float64]:
+    """(n,) where each hash stands among all possible ones, in [0, 1)."""
+    prefix = np.ascontiguousarray(hash_keys(hashes)).view(">u4").reshape(-1, 4)[:, 0]
+    shares: NDArray[np.float64] = prefix / 2.0**32
+    return shares
+
+
+def grow_branches(
+    store: Store, samples: Sequence[FileRef], group: int, branches: FileRef, *, seed: int
+) -> StageOutput:
+    """Train the heads of one group of branches.
+
+    Args:
+        store: The root.
+        samples: Files of `cut_sample`, in the order of the buckets.
+        group: The group.
+        branches: File of `train_index`.
+        seed: Of every random choice; each branch draws from its own.
+
+    Returns:
+        File `heads`: head, branch, sample_rows, in storage order; number `lists`.
+    """
+    table = read_columns(store, branches.path)
+    centroids, groups = to_matrix(table["head"]).astype(np.float32), table["group"].to_numpy()
+    wanted = table["lists"].to_numpy()
+    sample = pa.concat_tables([read_bucket(store, ref.path, group) for ref in samples])
+    of_row, vectors = sample["branch"].to_numpy(), to_matrix(sample["embedding"])
+    grown = []
+    for branch in np.flatnonzero(groups == group):
+        own = np.random.SeedSequence([seed, int(branch)]).generate_state(1)[0] >> 1
+        rows = vectors[of_row == branch].astype(np.float32)
+        heads, sizes = train_branch(rows, centroids[branch], num_lists=int(wanted[branch]), seed=int(own))
+        grown.append((heads, np.full(len(heads), branch), sizes))
+    schema = _tree_schema(centroids.shape[1], "branch", "sample_rows")
+    heads, numbers, sizes = (np.concatenate(column) for column in zip(*grown, strict=True))
+    table = pa.table(
+        [vector_array(heads), pa.array(numbers, pa.int32()), pa.array(sizes, pa.int32())], schema=schema
+    )
+    ref = write_table(store, "scratch/heads", schema, [table])
+    return StageOutput(files={"heads": ref}, numbers={"lists": ref.rows})
+
+
+def finish_layout(
+    store: Store,
+    trained_files: dict[str, FileRef],
+    grown: Sequence[FileRef],
+    *,
+    num_vectors: int,
+    segment_rows: int,
+) -> StageOutput:
+    """Put the groups' heads one after the other and cut the lists into segments.
+
+    Args:
+        store: The root.
+        trained_files: Files of `train_index`.
+        grown: Files of `grow_branches`, in the order of the groups.
+        num_vectors: Vectors of the corpus.
+        segment_rows: Rows of a segment, about.
+
+    Returns:
+        Files `layout` (head, branch, segment), `branches`, `weights` and `binarizer`; numbers `lists`, `segments`.
+    """
+    sizes = np.concatenate(
+        [read_columns(store, ref.path, ["sample_rows"])["sample_rows"].to_numpy() for ref in grown]
+    )
+    expected = sizes * (num_vectors / max(int(sizes.sum()), 1))
+    segments = postings.segments_of_lists(expected, segment_rows)
+    stops = np.cumsum([ref.rows for ref in grown])
+    tables = (
+        read_columns(store, ref.path, ["head", "branch"]).append_column(
+            pa.field("segment", pa.int32(), nullable=False), pa.array(segments[stop - ref.rows : stop])
+        )
+        for ref, stop in zip(grown, stops, strict=True)
+    )
+    dims = read_columns(store, trained_files["branches"].path, ["head"])["head"].type.list_size
+    layout = write_table(store, "scratch/layouts", _tree_schema(dims, "branch", "segment"), tables)
+    return StageOutput(
+        files={**trained_files, "layout": layout},
+        numbers={"lists": layout.rows, "segments": int(segments.max()) + 1},
     )
 
 
@@ -159,8 +311,18 @@ def load_binarizer(store: Store, folder: str) -> Binarizer:
 
 def _load_layout(store: Store, files: dict[str, FileRef]) -> TrainedLayout:
     table = read_columns(store, files["layout"].path)
-    binarizer = load_binarizer(store, files["binarizer"].path.rpartition("/")[0])
-    return TrainedLayout(binarizer, to_matrix(table["head"]).astype(np.float32), table["segment"].to_numpy())
+    branches = to_matrix(read_columns(store, files["branches"].path, ["head"])["head"])
+    starts = np.searchsorted(table["branch"].to_numpy(), np.arange(len(branches) + 1))
+    tree = BranchedHeads(to_matrix(table["head"]).astype(np.float32), branches.astype(np.float32), starts)
+    binarizer = load_binarizer(store, _folder_of(files["binarizer"]))
+    return TrainedLayout(binarizer, tree, table["segment"].to_numpy())
+
+
+def _folder_of(ref: FileRef) -> str:
+    return ref.path.rpartition("/")[0]
+
+
+# ------------------------------------------------------------------------------------------------ building
 
 
 def place_bucket(
@@ -172,7 +334,7 @@ def place_bucket(
         store: The root.
         source: Live documents and their vectors.
         bucket: Bucket of text hashes.
-        trained_files: Files of `train_index`.
+        trained_files: Files of `finish_layout`.
     """
     trained = _load_layout(store, trained_files)
     schema = placed_schema(source.cache.dims, sum(trained.binarizer.levels) // 8, source.schema)
@@ -237,30 +399,41 @@ def finish_partition(
     Args:
         store: The root.
         built: Outputs of `build_segment`, in segment order.
-        trained_files: Files of `train_index`.
+        trained_files: Files of `finish_layout`.
         space: Fingerprint of the encoder.
     """
-    trained = _load_layout(store, trained_files)
     parts = pa.concat_tables([read_columns(store, output.files["directory_part"].path) for output in built])
-    radius = np.zeros(len(trained.heads), dtype=np.float32)
-    radius[parts["list_no"].to_numpy()] = parts["radius"].to_numpy()
-    schema = heads_schema(trained.heads.shape[1])
-    heads = pa.table([vector_array(trained.heads), pa.array(radius)], schema=schema)
     directory = parts.select(directory_schema().names)
-    levels = trained.binarizer.levels
+    binarizer = load_binarizer(store, _folder_of(trained_files["binarizer"]))
     return Partition(
         partition_id=ONLY_PARTITION,
         space=space,
         codes=CodesInfo(
-            binarizer=trained_files["binarizer"].path.rpartition("/")[0],
-            levels=levels,
-            code_bytes=sum(levels) // 8,
+            binarizer=_folder_of(trained_files["binarizer"]),
+            levels=binarizer.levels,
+            code_bytes=sum(binarizer.levels) // 8,
             files=(trained_files["binarizer"], trained_files["weights"]),
         ),
-        heads=write_table(store, "partitions", schema, [heads], suffix=".heads.parquet"),
+        heads=_write_heads(store, trained_files["layout"], parts),
         directory=write_table(
             store, "partitions", directory_schema(), [directory], suffix=".directory.parquet"
         ),
         segments=tuple(Segment(lists=o.files["lists"], vectors=o.files["vectors"]) for o in built),
         rows=sum(output.files["vectors"].rows for output in built),
     )
+
+
+def _write_heads(store: Store, layout: FileRef, directory: pa.Table) -> FileRef:
+    """Heads with the radius of their lists, a row group at a time."""
+    radius = np.zeros(layout.rows, dtype=np.float32)
+    radius[directory["list_no"].to_numpy()] = directory["radius"].to_numpy()
+    with open_parquet(store, layout.path) as file:
+        schema = heads_schema(file.schema_arrow.field("head").type.list_size)
+        ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
+        tables = (
+            file.read_row_group(group, columns=["head"], use_threads=False).append_column(
+                schema.field("radius"), pa.array(radius[end - file.metadata.row_group(group).num_rows : end])
+            )
+            for group, end in enumerate(ends)
+        )
+        return write_table(store, "partitions", schema, tables, suffix=".heads.parquet")

@@ -17,7 +17,7 @@ def _run(config):
     spec = StoreSpec(config.root, config.storage)
     summary = run(config, spec, lambda: RayRunner(spec, config.ray))
     shown = ("documents", "judged_queries", "ndcg_at_10", "exact_ndcg_at_10", "recall_at_100", "exact_recall_at_100", "recall_at_10",
-             "probes", "lists", "scanned_fraction", "code_bytes", "index_bytes_per_document", "seconds", "estimate", "bytes", "task_memory_mb", "actor_memory_mb")  # fmt: skip
+             "probes", "lists", "scanned_fraction", "code_bytes", "index_bytes_per_document", "seconds", "estimate", "bytes", "memory_by_stage")  # fmt: skip
     print("\n" + "\n".join(f"{name:28} {summary[name]}" for name in shown))
     return summary
 
@@ -26,13 +26,15 @@ def _assert_estimated_within_a_factor_of_two(summary):
     for name, measured in {
         "rows": summary["documents"],
         "bytes": summary["bytes"],
-        "task_memory_mb": summary["task_memory_mb"],
-        "actor_memory_mb": summary["actor_memory_mb"],
         "seconds": summary["seconds"]["total"],
     }.items():
         ratio = summary["estimate"][name] / measured
         print(f"estimated {name:16} {ratio:.2f} of the measured")
         assert 0.5 <= ratio <= 2, name
+    for stage, memory in summary["memory_by_stage"].items():
+        if memory["estimate_mb"] is not None:
+            print(f"estimated {stage:16} {memory['estimate_mb']} MB, measured {memory['peak_mb']} MB")
+            assert 0.5 <= memory["estimate_mb"] / memory["peak_mb"] <= 2, stage
 
 
 @pytest.mark.slow

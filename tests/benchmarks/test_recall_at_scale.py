@@ -37,7 +37,7 @@ def test_99_000_vectors_reach_recall_95_scanning_15_percent(shared_data, tmp_pat
     spec = StoreSpec(config.root, config.storage)
     summary = run(config, spec, lambda: RayRunner(spec, config.ray))
     shown = ("recall_at_10", "scanned_fraction", "probes", "rerank", "lists", "list_rows_cv", "levels", "bytes_per_query", "p50_ms", "p95_ms",
-             "index_bytes_per_document", "vectors_bytes_per_document", "task_memory_mb", "estimate", "bytes", "dead_letters", "seconds")  # fmt: skip
+             "index_bytes_per_document", "vectors_bytes_per_document", "memory_by_stage", "estimate", "bytes", "dead_letters", "seconds")  # fmt: skip
     print("\n" + "\n".join(f"{name:28} {summary[name]}" for name in shown))
     assert summary["recall_at_10"] >= 0.95
     assert summary["scanned_fraction"] <= 0.15

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from pipeline.clustering import assign
+from pipeline.clustering import BranchedHeads, assign, assign_in_branches, nearest
+from pipeline.clustering.assignment import SEARCHED_BRANCHES
 
 
 def unit(n: int, d: int, seed: int) -> np.ndarray:
@@ -74,3 +75,57 @@ def test_large_distant_values_stay_right() -> None:
 def test_what_cannot_be_compared_is_refused(vectors: np.ndarray, heads: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         assign(vectors, heads)
+
+
+def tree_of(num_branches: int, d: int, seed: int) -> BranchedHeads:
+    rng = np.random.default_rng(seed)
+    branches = unit(num_branches, d, seed)
+    sizes = rng.integers(1, 12, num_branches)
+    heads = np.repeat(branches, sizes, axis=0)
+    heads = heads + np.float32(0.3) * rng.standard_normal(heads.shape).astype(np.float32)
+    return BranchedHeads(heads.astype(np.float32), branches, np.concatenate([[0], np.cumsum(sizes)]))
+
+
+def plainly(x: np.ndarray, tree: BranchedHeads) -> list[int]:
+    """The same in a few lines of float64."""
+    found = []
+    for row in x.astype(np.float64):
+        near = np.argsort(np.square(row - tree.branches).sum(axis=1), kind="stable")[:SEARCHED_BRANCHES]
+        heads = np.concatenate([np.arange(tree.starts[b], tree.starts[b + 1]) for b in sorted(near)])
+        found.append(int(heads[np.argmin(np.square(row - tree.heads[heads]).sum(axis=1))]))
+    return found
+
+
+@given(n=st.integers(0, 60), k=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60)
+def test_in_two_levels_the_nearest_head_of_the_nearest_branches_is_found(n: int, k: int, seed: int) -> None:
+    tree, x = tree_of(k, 24, seed), unit(n, 24, seed + 1)
+    list_no, distance = assign_in_branches(x, tree, block_rows=16)
+    assert list_no.tolist() == plainly(x, tree)
+    np.testing.assert_allclose(distance, np.square(x - tree.heads[list_no]).sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_in_two_levels_a_result_depends_on_its_row_alone(threads: int) -> None:
+    tree, x = tree_of(40, 96, 8), unit(700, 96, 9)
+    together = assign_in_branches(x, tree)
+    with threadpool_limits(threads):
+        for start, stop in ((0, 1), (5, 8), (13, 30), (100, 333), (699, 700)):
+            alone = assign_in_branches(x[start:stop], tree, block_rows=50)
+            assert np.array_equal(alone[0], together[0][start:stop])
+            assert np.array_equal(alone[1], together[1][start:stop])
+
+
+@given(count=st.integers(1, 6), seed=st.integers(0, 2**32 - 1), steps=st.sampled_from([0.0, 1e-7, 0.5]))
+def test_the_nearest_few_are_the_same_however_rows_are_grouped(count: int, seed: int, steps: float) -> None:
+    """Centroids that are equal, a few float32 steps apart, or far from each other."""
+    rng = np.random.default_rng(seed)
+    centroids = unit(1, 32, seed) + np.float32(steps) * rng.uniform(-1, 1, (12, 32)).astype(np.float32)
+    x = unit(20, 32, seed + 1)
+    together = nearest(x, centroids, count)
+    assert together.shape == (20, count)
+    assert (np.diff(together, axis=1) > 0).all()
+    assert np.array_equal(np.concatenate([nearest(row[None], centroids, count) for row in x]), together)
+    exact = np.sort(np.square(x[:, None].astype(np.float64) - centroids).sum(axis=2), axis=1)[:, :count]
+    found = np.square(x[:, None].astype(np.float64) - centroids[together]).sum(axis=2)
+    np.testing.assert_allclose(np.sort(found, axis=1), exact, rtol=1e-5, atol=1e-6)

@@ -15,7 +15,10 @@ from pipeline.index.reader import IndexReader
 from pipeline.index.stage import (
     VectorSource,
     build_segment,
+    cut_sample,
+    finish_layout,
     finish_partition,
+    grow_branches,
     place_bucket,
     sample_vectors,
     train_index,
@@ -64,7 +67,7 @@ def built(tmp_path_factory):
         store_given(store, cache, bucket, [texts])
     source = VectorSource((texts,), cache, ATTRIBUTES)
     layout = LayoutConfig(rows_per_list=30, segment_rows=800)
-    trained = train_index(
+    trunk = train_index(
         store,
         source,
         num_vectors=len(names),
@@ -72,6 +75,15 @@ def built(tmp_path_factory):
         layout=layout,
         binarizer=BinarizerConfig(bytes=16),
         seed=1,
+    )
+    branches, seed = trunk.files["branches"], 1
+    samples = [
+        cut_sample(store, source, b, branches, share=1.0).files["sample"] for b in range(cache.buckets)
+    ]
+    groups = range(int(trunk.numbers["groups"]))
+    grown = [grow_branches(store, samples, g, branches, seed=seed).files["heads"] for g in groups]
+    trained = finish_layout(
+        store, trunk.files, grown, num_vectors=len(names), segment_rows=layout.segment_rows
     )
     placed = [place_bucket(store, source, b, trained.files).files["placed"] for b in range(cache.buckets)]
     segments = [

@@ -1,0 +1,46 @@
+import pytest
+
+from pipeline.artifacts import Plan, ShardSpec, SourceFile
+from pipeline.config import Config, CorpusConfig
+from pipeline.corpus.planning import _document_buckets
+from pipeline.embedding.stage import text_bucket_count
+from pipeline.errors import ConfigError
+from pipeline.execution.estimates import check_fits, estimate
+
+DIMS = 384
+
+
+def _config(**ray):
+    corpus = CorpusConfig(uri="corpus.parquet", format="parquet", embedding="embedding")
+    return Config(root="root", corpus=corpus, ray=ray)
+
+
+def _plan(rows):
+    shards = tuple(
+        ShardSpec(shard_no=i, file_no=0, first_row=0, rows=20_000) for i in range(max(1, rows // 20_000))
+    )
+    return Plan(
+        fingerprint="f", corpus_folder="c", format="parquet", files=(SourceFile(path="p", size=1, content="c", rows=rows),),
+        shards=shards[:10], attributes=(), embedding_dims=DIMS, document_buckets=_document_buckets(rows, 4 * DIMS * rows),
+        rows=rows, text_bytes=0,
+    )  # fmt: skip
+
+
+def _estimated(rows, config):
+    return estimate(_plan(rows), config, dims=DIMS, text_buckets=text_bucket_count(rows), cpus=2)
+
+
+def test_no_stage_needs_more_memory_for_more_rows_but_for_the_heads():
+    config = _config()
+    small, large = (_estimated(rows, config).memory_by_stage for rows in (1_000_000, 64_000_000))
+    heads_mb = 64_000_000 / config.layout.rows_per_list * 4 * DIMS / 2**20
+    assert small.keys() == large.keys()
+    for stage, need in large.items():
+        assert need <= 1.05 * small[stage] + (heads_mb if stage == "place" else 0), stage
+
+
+def test_what_does_not_fit_is_refused_naming_the_stage_and_the_settings():
+    config = _config(task_memory_mb=500)
+    with pytest.raises(ConfigError, match=r"a task of stage \w+ needs about \d+ MB, allowed are 500 MB"):
+        check_fits(_estimated(1_000_000, config), config)
+    check_fits(_estimated(1_000_000, _config()), _config())

@@ -262,7 +262,7 @@ class ClusterConfig(_Strict):
     max_in_flight: int | None = Field(None, ge=1)
     """Tasks submitted at once; absent: twice the cores."""
     task_memory_mb: int = Field(1536, ge=64)
-    """Memory of one task. A plan whose tasks need more is refused."""
+    """Memory of one task, and of the driver. A plan that needs more is refused."""
     max_retries: int = Field(3, ge=0)
     """Attempts after a lost worker or a transient error."""
 

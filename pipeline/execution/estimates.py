@@ -24,8 +24,8 @@ MB = 1024 * 1024
 class Constants:
     """Measured on two cores of an AVX-512 server."""
 
-    worker_mb: float = 330.0
-    """Resident memory of a worker that has imported the libraries of the build stages."""
+    worker_mb: float = 200.0
+    """Anonymous memory of a worker that has imported the libraries of the build stages."""
     start_s: float = 9.0
     """Cluster and workers ready."""
     load_s: float = 9.0
@@ -46,6 +46,7 @@ class Constants:
 CONSTANTS = Constants()
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
+NEIGHBOURS = 100
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Estimate:
     bytes: int
     """Written under the root by a first run."""
     memory_by_stage: dict[str, int]
-    """Peak of one task of each stage, in MB; of `encode`, of one actor."""
+    """Peak of one task of each stage, in MB; of `encode`, of one actor; of `driver`, of the process that starts the tasks."""
     seconds: float
     """Of a first run."""
 
@@ -117,12 +118,15 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     held = {
         "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
         "merge": 3 * plan.rows / plan.document_buckets * row,
-        "train": 3 * sample_rows(plan.rows, config.layout) * vector,
-        "cut": 2 * texts * (dims + 100) + 3 * block,
+        "train": 4.5 * sample_rows(plan.rows, config.layout) * vector,
+        "cut": 3 * texts * (2 * dims + 100) + 3 * block,
         "grow": 3 * GROUP_ROWS * vector,
-        "place": 2 * texts * placed + lists * vector + 4 * block,
+        "place": 3 * texts * placed + lists * vector + 4 * block,
         "build": 3 * segment * placed,
         "exact": 2 * texts * 100 + 3 * block + SLICE_ROWS * JUDGED_QUERIES * 8,
+        "driver": 2 * lists * vector
+        + len(plan.shards) * 2000
+        + JUDGED_QUERIES * (3 * NEIGHBOURS * 150 + 2 * vector),
     }
     if plan.embedding_dims:
         return held | {"given": 3 * texts * row}
@@ -158,12 +162,14 @@ def _seconds(
     return CONSTANTS.start_s + train + products + rows + tasks + encode
 
 
-SHRINKING_SETTING = {
-    "read": "corpus.shard_rows",
-    "build": "layout.segment_rows",
-    "train": "layout.max_train_rows",
+SHRINKING = {
+    "read": "lower corpus.shard_rows",
+    "build": "lower layout.segment_rows",
+    "train": "lower layout.max_train_rows",
+    "place": "raise layout.rows_per_list",
+    "driver": "raise layout.rows_per_list",
 }
-"""Setting that makes the tasks of a stage smaller, where there is one."""
+"""What makes the tasks of a stage smaller, where a setting does."""
 
 
 def check_fits(cost: Estimate, config: Config) -> None:
@@ -177,9 +183,9 @@ def check_fits(cost: Estimate, config: Config) -> None:
     largest = max(tasks, key=lambda stage: tasks[stage])
     if tasks[largest] <= allowed:
         return
-    smaller = SHRINKING_SETTING.get(largest)
-    remedy = f"lower {smaller}, or raise ray.task_memory_mb" if smaller else "raise ray.task_memory_mb"
-    need = f"a task of stage {largest} needs about {tasks[largest]} MB"
+    remedy = ", or ".join([*filter(None, [SHRINKING.get(largest)]), "raise ray.task_memory_mb"])
+    what = "the driver" if largest == "driver" else f"a task of stage {largest}"
+    need = f"{what} needs about {tasks[largest]} MB"
     raise ConfigError(
         "ray.task_memory_mb", f"the plan does not fit: {need}, allowed are {allowed} MB", remedy
     )

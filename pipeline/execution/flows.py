@@ -41,6 +41,7 @@ from pipeline.evaluation.judging import gate_failures
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import check_fits, estimate
 from pipeline.execution.judgement import judge
+from pipeline.execution.memory import PeakMemory
 from pipeline.execution.session import Session
 from pipeline.execution.work import StoreSpec, Task, digest, versions
 from pipeline.filters import parse_filter
@@ -107,8 +108,8 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
         return _unchanged(current, time.perf_counter() - start)
     write_plan(store, plan)
     planned = time.perf_counter()
-    with runner_of() as runner:
-        session = Session(config, spec, store, runner, cost)
+    with runner_of() as runner, PeakMemory() as memory:
+        session = Session(config, spec, store, runner, cost, memory)
         session.seconds |= {
             "plan": round(planned - start, 3),
             "start": round(time.perf_counter() - planned, 3),

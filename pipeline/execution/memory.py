@@ -29,7 +29,7 @@ class PeakMemory:
 
     @property
     def peak_mb(self) -> float:
-        """In MB of 1024 * 1024 bytes."""
+        """So far, in MB of 1024 * 1024 bytes."""
         return self._peak_mb
 
     def __enter__(self) -> Self:

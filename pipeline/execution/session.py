@@ -9,6 +9,7 @@ from pipeline.artifacts import StageOutput
 from pipeline.config import Config
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.estimates import Estimate
+from pipeline.execution.memory import PeakMemory
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
 from pipeline.execution.work import Done, StoreSpec, Task
@@ -26,6 +27,8 @@ class Session:
     store: Store
     runner: Runner
     estimate: Estimate
+    memory: PeakMemory
+    """Of this process, the driver."""
     seconds: dict[str, float] = field(default_factory=dict)
     tasks: int = 0
     reused: int = 0
@@ -58,6 +61,7 @@ class Session:
 
     def measured(self) -> dict[str, object]:
         """What the run took, beside what the estimate says."""
+        peaks = {**self.peak_mb, "driver": self.memory.peak_mb}
         return {
             "seconds": self.seconds,
             "tasks": self.tasks,
@@ -65,7 +69,7 @@ class Session:
             "bytes": sum(self.bytes_by_path.values()),
             "memory_by_stage": {
                 kind: {"estimate_mb": self.estimate.memory_by_stage.get(kind), "peak_mb": round(peak)}
-                for kind, peak in self.peak_mb.items()
+                for kind, peak in peaks.items()
                 if peak
             },
         }

@@ -29,6 +29,8 @@ def command(
     overrides: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
 ) -> None:
     """Write one self-contained HTML page: what was built, how good it is, what it took."""
+    if release is not None and index is not None:
+        raise typer.BadParameter("--index shows an unpublished index: give it, or --release, not both")
 
     def work() -> dict[str, object]:
         from jobs._show import show_pairs
@@ -38,11 +40,9 @@ def command(
 
         config = load_config(conf, tuple(overrides))
         store = open_store(config.root, config.storage)
-        figures = (
-            gather(store, config, release) if index is None else gather_rejected(store, config, index)
-        )
+        figures = gather(store, config, release) if index is None else gather_rejected(store, config, index)
         place = out or default_place(figures)
-        summary = {
+        summary: dict[str, object] = {
             "release": figures.release,
             "index": figures.manifest.index,
             "gates_passed": figures.is_good,

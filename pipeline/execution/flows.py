@@ -445,9 +445,7 @@ def _publish(
     session.store.write(path, data)
     ref = FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     before = int(str(current.summary.get("documents", 0))) if current is not None else 0
-    gates = check_gates(
-        session.config.gates, summary, removed=summary["removed"], documents_before=before
-    )
+    gates = check_gates(session.config.gates, summary, removed=summary["removed"], documents_before=before)
     session.seconds["total"] = round(sum(session.seconds.values()), 3)
     summary |= session.measured() | {"gates": [asdict(gate) for gate in gates]}
     if not all(gate.passed for gate in gates):

@@ -23,6 +23,14 @@ __all__ = [
 ]
 
 
+STAGES = ("plan", "start", "read", "merge", "embed", "train", "place", "build", "judge", "curve", "compare")
+"""In order of time: a summary at rest has its keys sorted."""
+
+
+def _order(stage: str) -> tuple[int, str]:
+    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
+
+
 class _Lenient(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -145,7 +153,13 @@ class Figures:
     @property
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage, in order of time, without their sum."""
-        return {stage: s for stage, s in self.measured.seconds.items() if stage != "total"}
+        found = {stage: s for stage, s in self.measured.seconds.items() if stage != "total"}
+        return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+    @property
+    def stage_memory(self) -> dict[str, StageMemory]:
+        """Memory of each stage, in order of time."""
+        return dict(sorted(self.measured.memory_by_stage.items(), key=lambda item: _order(item[0])))
 
     @property
     def stage_rows(self) -> dict[str, int]:

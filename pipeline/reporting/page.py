@@ -10,7 +10,7 @@ import markupsafe
 
 from pipeline.reporting.figures import Figures
 from pipeline.reporting.sections import sections
-from pipeline.reporting.wording import bytes_text, count, decimal, seconds_text, share
+from pipeline.reporting.wording import NOT_KNOWN, bytes_text, count, decimal, seconds_text, share
 
 __all__ = ["render"]
 
@@ -26,6 +26,7 @@ def render(figures: Figures) -> str:
     )
     environment.filters["svg"] = markupsafe.Markup
     environment.filters["slug"] = _slug
+    environment.filters["breakable"] = _breakable
     return environment.get_template("page.html").render(
         title=_title(figures),
         corpus=figures.manifest.corpus,
@@ -34,6 +35,12 @@ def render(figures: Figures) -> str:
         tiles=_tiles(figures),
         sections=sections(figures),
     )
+
+
+def _breakable(text: str) -> markupsafe.Markup:
+    """Escaped, and to be broken after the dots and the underscores of a name rather than anywhere."""
+    pieces = re.split(r"(?<=[._/])(?=\w)", text)
+    return markupsafe.Markup("<wbr>").join(pieces)
 
 
 def _slug(text: str) -> str:
@@ -59,15 +66,14 @@ def _verdict(figures: Figures) -> tuple[str, str]:
 
 def _facts(figures: Figures) -> list[tuple[str, str]]:
     created = (figures.created or "").replace("T", " ")[:19]
-    facts = [
+    return [
         ("root", figures.root),
         ("index", figures.manifest.index),
-        ("encoder", figures.measured.encoder or str(figures.manifest.encoder.get("name", "–"))),
+        ("encoder", figures.measured.encoder or str(figures.manifest.encoder.get("name", NOT_KNOWN))),
         ("plan", figures.manifest.plan[:16]),
         ("created", f"{created} UTC" if created else "not published"),
         ("strata", figures.measured.versions.get("strata", "not recorded")),
     ]
-    return facts
 
 
 def _tiles(figures: Figures) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.reporting.figures import Figures
-from pipeline.reporting.wording import compact, decimal
+from pipeline.reporting.wording import NOT_KNOWN, compact, decimal
 
 __all__ = ["Plot", "draw"]
 
@@ -35,8 +35,8 @@ VARIABLES = {
 STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
-    "font.size": 10,
-    "axes.titlesize": 10,
+    "font.size": 10.5,
+    "axes.titlesize": 10.5,
     "axes.titlelocation": "left",
     "axes.titlepad": 8,
     "axes.spines.top": False,
@@ -45,7 +45,7 @@ STYLE: Mapping[str, Any] = {
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "axes.titlecolor": INK,
-    "axes.labelsize": 10,
+    "axes.labelsize": 10.5,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": GRID,
@@ -53,13 +53,13 @@ STYLE: Mapping[str, Any] = {
     "text.color": INK,
     "xtick.color": MUTED,
     "ytick.color": MUTED,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 9.5,
+    "xtick.labelsize": 10,
+    "ytick.labelsize": 10,
     "xtick.major.size": 0,
     "xtick.minor.size": 0,
     "ytick.major.size": 0,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 10,
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
 }
@@ -103,8 +103,9 @@ def _styled(name: str) -> Iterator[None]:
 def _axes(height: float, *, rows: int = 1, **layout: Any) -> tuple[Any, list[Any]]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure: Any = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.patch.set_alpha(0)
+    figure.get_layout_engine().set(h_pad=0.08, hspace=0.06)
     axes = list(np.atleast_1d(figure.subplots(rows, 1, **layout)))
     for one in axes:
         one.patch.set_alpha(0)
@@ -127,7 +128,9 @@ def _inlined(svg: str, name: str, title: str, description: str) -> str:
     viewed = re.search(r'viewBox="([^"]*)"', svg)
     assert viewed is not None, "matplotlib writes a viewBox"  # noqa: S101  (an invariant of the library)
     head = f'<svg viewBox="{viewed[1]}" role="img" aria-labelledby="{name}-title {name}-desc">'
-    head += f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+    head += (
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-desc">{escape(description)}</desc>'
+    )
     svg = head + svg[svg.index(">") + 1 :]
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
@@ -151,6 +154,8 @@ def _recall_curve(figures: Figures) -> Plot | None:
     curve = figures.measured.recall_curve
     if not curve:
         return None
+    from matplotlib.ticker import FuncFormatter
+
     probes = [point.probes for point in curve]
     default = figures.manifest.search.probes
     panels = (
@@ -167,6 +172,7 @@ def _recall_curve(figures: Figures) -> Plot | None:
             one.set_title(title)
             if i:
                 one.set_ylim(0, max(values) * 1.08 or 1)
+                one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         _log_ticks(axes[-1], probes)
         axes[-1].set_xlabel("posting lists probed")
         low, high = min(panels[0][1]), max(panels[0][1])
@@ -179,7 +185,9 @@ def _recall_curve(figures: Figures) -> Plot | None:
             textcoords="offset points",
             ha="right",
         )
-        ends = f"from {curve[0].recall_at_10:.4f} at {probes[0]} to {curve[-1].recall_at_10:.4f} at {probes[-1]}"
+        ends = (
+            f"from {curve[0].recall_at_10:.4f} at {probes[0]} to {curve[-1].recall_at_10:.4f} at {probes[-1]}"
+        )
         return _plot(
             figure,
             "recall-curve",
@@ -202,6 +210,8 @@ def _log_ticks(axes: Any, values: Sequence[int]) -> None:
 def _list_sizes(figures: Figures) -> Plot | None:
     if not figures.list_rows:
         return None
+    from matplotlib.ticker import MaxNLocator
+
     sizes = np.array(figures.list_rows)
     with _styled("list-sizes"):
         figure, (axes,) = _axes(2.9)
@@ -218,7 +228,7 @@ def _list_sizes(figures: Figures) -> Plot | None:
         )
         axes.set_title("posting lists", pad=20)
         axes.set_xlabel("rows of a list")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.grid(visible=False, axis="x")
         spread = f"from {sizes.min()} to {sizes.max()} rows, {sizes.mean():.1f} on average"
         return _plot(
@@ -242,6 +252,7 @@ def _levels(figures: Figures) -> Plot | None:
         axes.set_yticks(range(len(levels)), [f"bit {i}" for i in range(1, len(levels) + 1)])
         axes.invert_yaxis()
         axes.set_xlim(0, dims * 1.08)
+        axes.set_xticks([dims * quarter // 4 for quarter in range(5)])
         axes.grid(visible=False, axis="y")
         axes.set_xlabel(f"dimensions of {dims}, by falling variance")
         each = ", ".join(f"level {i}: {width}" for i, width in enumerate(levels, 1))
@@ -267,7 +278,9 @@ def _bytes(figures: Figures) -> Plot | None:
             )
         _bar_rows(axes, ["stored", "float32"], longest=max(start, float32), room=0.16)
         axes.set_xlabel("bytes per document")
-        figure.legend(loc="outside upper left", ncols=5, handlelength=0.8, handletextpad=0.4, columnspacing=1.1)
+        figure.legend(
+            loc="outside upper left", ncols=5, handlelength=0.8, handletextpad=0.4, columnspacing=0.9
+        )
         each = ", ".join(f"{name} {decimal(size)}" for name, size in parts.items())
         return _plot(
             figure,
@@ -292,7 +305,11 @@ def _stages(figures: Figures) -> Plot | None:
             rows = figures.stage_rows.get(stage)
             speed = f" · {compact(rows / value)} rows/s" if rows and value else ""
             axes.annotate(
-                f"{decimal(value)}{speed}", (value, row), xytext=(4, 0), textcoords="offset points", va="center"
+                f"{decimal(value)}{speed}",
+                (value, row),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
             )
         _bar_rows(axes, list(seconds), longest=longest, room=0.5)
         axes.set_xlabel("seconds")
@@ -301,7 +318,7 @@ def _stages(figures: Figures) -> Plot | None:
 
 
 def _memory(figures: Figures) -> Plot | None:
-    memory = figures.measured.memory_by_stage
+    memory = figures.stage_memory
     if not memory:
         return None
     with _styled("memory"):
@@ -316,7 +333,7 @@ def _memory(figures: Figures) -> Plot | None:
             bars = axes.barh(places + (i - 0.5) * 0.38, values, height=0.34, color=colour, label=name)
             for row, bar in enumerate(bars):
                 bar.set_gid(f"{i}-{row}-data")
-                label = f"{values[row]:,.0f}" if values[row] else "–"
+                label = f"{values[row]:,.0f}" if values[row] else NOT_KNOWN
                 at = (values[row], bar.get_y() + bar.get_height() / 2)
                 axes.annotate(label, at, xytext=(4, 0), textcoords="offset points", va="center", fontsize=9)
         _bar_rows(axes, list(memory), longest=max(map(max, both.values())), room=0.16)
@@ -334,8 +351,10 @@ HISTORY_SHOWN = 30
 
 def _history(figures: Figures) -> Plot | None:
     lines = figures.history[-HISTORY_SHOWN:]
-    if not lines:
+    if len(lines) < 2:  # noqa: PLR2004  (one point is no course)
         return None
+    from matplotlib.ticker import MaxNLocator
+
     numbers = [line.release for line in lines]
     panels: tuple[tuple[str, list[float | None]], ...] = (
         ("documents", [line.measured.documents for line in lines]),
@@ -353,7 +372,7 @@ def _history(figures: Figures) -> Plot | None:
             if current is not None:
                 one.axvline(current, color=SERIES[2], linewidth=1.2, dashes=(4, 3), zorder=1)
         axes[-1].set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
-        axes[-1].xaxis.get_major_locator().set_params(integer=True)
+        axes[-1].xaxis.set_major_locator(MaxNLocator(12, integer=True))
         axes[-1].set_xlabel("release; the dashed line marks the current one")
         each = "; ".join(f"release {x.release}: {x.measured.documents} documents" for x in lines)
         return _plot(figure, "history", "Releases over time", f"{each}. The table below has every figure.")

@@ -10,8 +10,8 @@ import numpy as np
 from pipeline.reporting.figures import Figures, ReleaseLine
 from pipeline.reporting.plots import Plot, draw
 from pipeline.reporting.wording import (
+    NOT_KNOWN,
     bytes_text,
-    compact,
     count,
     decimal,
     percent,
@@ -33,6 +33,8 @@ class Column:
     label: str
     unit: str = ""
     is_number: bool = True
+    is_long: bool = False
+    """May be cut anywhere: names and texts of any length."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Table:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
+    is_wide: bool = False
+    """Takes the whole width of the page."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +80,12 @@ def sections(figures: Figures) -> list[Section]:
     ]
 
 
-def _pairs(caption: str, pairs: Iterable[tuple[str, str]], *, label: str = "", numbers: bool = True) -> Table:
-    columns = (Column(label, is_number=False), Column("", is_number=numbers))
-    return Table(caption, columns, tuple(pairs))
+def _pairs(caption: str, pairs: Iterable[tuple[str, str]]) -> Table:
+    return Table(caption, (_text(""), Column("")), tuple(pairs))
 
 
-def _text(label: str) -> Column:
-    return Column(label, is_number=False)
+def _text(label: str, *, is_long: bool = False) -> Column:
+    return Column(label, is_number=False, is_long=is_long)
 
 
 # ------------------------------------------------------------------------------------------------ quality
@@ -99,7 +102,11 @@ GATE_WORDS = {
 def _gates(figures: Figures) -> Section:
     gates = figures.measured.gates
     if gates is None:
-        return Section("gates", "Gates", note="An earlier version of strata made this release; it kept no record of its gates.")
+        return Section(
+            "gates",
+            "Gates",
+            note="An earlier version of strata made this release; it kept no record of its gates.",
+        )
     if not gates:
         return Section("gates", "Gates", note="No gate is configured: whatever is built is published.")
     rows = tuple(
@@ -124,12 +131,13 @@ def _quality(figures: Figures, plots: tuple[Plot, ...]) -> Section:
         rows.append(("nDCG@10", share(m.ndcg_at_10), share(m.exact_ndcg_at_10)))
         rows.append(("recall@100 of judged documents", share(m.recall_at_100), share(m.exact_recall_at_100)))
     judged = f"Measured on {count(m.judged_queries)} judged queries. " if m.judged_queries else ""
-    intro = f"{judged}A query probes {count(figures.manifest.search.probes)} posting lists and re-ranks {figures.manifest.search.rerank} candidates."
+    search = figures.manifest.search
+    depth = f"A query probes {count(search.probes)} posting lists and re-ranks {search.rerank} candidates."
     tables = [Table("Quality", columns, tuple(rows)), _one_query(figures)]
     if m.recall_curve:
         tables.append(_curve(figures))
     note = "" if m.recall_curve else "No recall curve was measured for this index."
-    return Section("quality", "Quality", intro, plots, tuple(tables), note)
+    return Section("quality", "Quality", judged + depth, plots, tuple(tables), note)
 
 
 def _one_query(figures: Figures) -> Table:
@@ -148,7 +156,12 @@ def _one_query(figures: Figures) -> Table:
 
 def _curve(figures: Figures) -> Table:
     default = figures.manifest.search.probes
-    columns = (Column("probes"), Column("recall@10"), Column("rows scanned", "%"), Column("read", "KiB"))
+    columns = (
+        _text("probes"),
+        Column("recall@10"),
+        Column("rows scanned", "%"),
+        Column("read", "KiB"),
+    )
     rows = tuple(
         (
             count(point.probes) + (" (default)" if point.probes == default else ""),
@@ -186,16 +199,21 @@ def _reasons(reasons: Sequence[tuple[str, int]]) -> Table:
     rows = [(kind, count(rows)) for kind, rows in reasons[:SHOWN_REASONS]]
     rest = sum(rows for _, rows in reasons[SHOWN_REASONS:])
     rows += [(f"{len(reasons) - SHOWN_REASONS} other reasons", count(rest))] if rest else []
-    return Table("Dead letters by reason", (_text("reason"), Column("rows")), tuple(rows))
+    return Table("Dead letters by reason", (_text("reason", is_long=True), Column("rows")), tuple(rows))
 
 
 def _letters(examples: Sequence[Mapping[str, Any]]) -> Table:
-    columns = (_text("document"), _text("reason"), _text("file"), Column("row"))
+    columns = (
+        _text("document", is_long=True),
+        _text("reason", is_long=True),
+        _text("file", is_long=True),
+        Column("row"),
+    )
     rows = tuple(
-        (x["doc_id"] if x["doc_id"] is not None else "–", x["reason"], x["file"], count(x["row"]))
+        (x["doc_id"] if x["doc_id"] is not None else NOT_KNOWN, x["reason"], x["file"], count(x["row"]))
         for x in examples
     )
-    return Table(f"Dead letters, the first {len(rows)}", columns, rows)
+    return Table(f"Dead letters, the first {len(rows)}", columns, rows, is_wide=True)
 
 
 # ------------------------------------------------------------------------------------------------ layout and bytes
@@ -207,12 +225,12 @@ def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
         _list_table(figures.list_rows),
         Table(
             "Levels of a code",
-            (Column("bit"), Column("dimensions"), Column("bytes")),
+            (_text("bit"), Column("dimensions"), Column("bytes")),
             tuple((str(i), count(width), count(width // 8)) for i, width in enumerate(levels, 1)),
         ),
     ]
-    code_bytes = figures.manifest.partitions[0].codes.code_bytes
-    intro = f"A code has {code_bytes} bytes for a vector of {figures.manifest.dims} dimensions: most bits where vectors vary most."
+    size, dims = figures.manifest.partitions[0].codes.code_bytes, figures.manifest.dims
+    intro = f"A code has {size} bytes for a vector of {dims} dimensions: most bits where vectors vary most."
     gone = "" if figures.list_rows is not None else "The directory of this release was collected by gc."
     return Section("layout", "Posting lists and codes", intro, plots, tuple(tables), gone)
 
@@ -227,7 +245,7 @@ def _list_table(list_rows: tuple[int, ...] | None) -> Table:
         ("smallest", count(float(sizes.min()))),
         ("largest", count(float(sizes.max()))),
     ]
-    return _pairs("Posting lists", pairs if list_rows else [("lists", "–")])
+    return _pairs("Posting lists", pairs if list_rows else [("lists", NOT_KNOWN)])
 
 
 PART_WORDS = {
@@ -257,7 +275,9 @@ def _run(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     tables = [_stage_table(figures), _pairs("Tasks", _task_pairs(figures))]
     if m.memory_by_stage:
         columns = (_text("stage"), Column("estimate", "MB"), Column("measured peak", "MB"))
-        rows = tuple((stage, count(x.estimate_mb), count(x.peak_mb)) for stage, x in m.memory_by_stage.items())
+        rows = tuple(
+            (stage, count(x.estimate_mb), count(x.peak_mb)) for stage, x in figures.stage_memory.items()
+        )
         tables.append(Table("Memory of the largest task", columns, rows))
     return Section("run", "The run", plots=plots, tables=tuple(tables))
 
@@ -275,7 +295,7 @@ def _stage_table(figures: Figures) -> Table:
 
 
 def _speed(rows: int | None, seconds: float) -> tuple[str, str]:
-    return ("", "") if rows is None else (count(rows), compact(rows / seconds) if seconds else "–")
+    return ("", "") if rows is None else (count(rows), decimal(rows / seconds) if seconds else NOT_KNOWN)
 
 
 def _task_pairs(figures: Figures) -> Iterator[tuple[str, str]]:
@@ -292,7 +312,7 @@ def _task_pairs(figures: Figures) -> Iterator[tuple[str, str]]:
 
 def _beside(measured: float | None, estimate: float | None, unit: str) -> str:
     if measured is None:
-        return "–"
+        return NOT_KNOWN
     reckoned = f" (estimate {decimal(estimate)})" if estimate is not None else ""
     return f"{decimal(measured)} {unit}{reckoned}"
 
@@ -315,8 +335,10 @@ def _costs(figures: Figures) -> Iterator[Section]:
         cost = size / GB * monthly
         rows.append(("storage, one month", bytes_text(size), f"{monthly:g} per GB and month", f"{cost:,.4f}"))
     if rows:
-        columns = (_text("what"), Column("amount"), Column("price"), Column("cost", prices.currency))
-        yield Section("costs", "Costs", tables=(Table("Costs at the configured prices", columns, tuple(rows)),))
+        columns = (_text("what"), Column("amount"), _text("price"), Column("cost", prices.currency))
+        yield Section(
+            "costs", "Costs", tables=(Table("Costs at the configured prices", columns, tuple(rows)),)
+        )
 
 
 # ------------------------------------------------------------------------------------------------ releases
@@ -324,9 +346,9 @@ def _costs(figures: Figures) -> Iterator[Section]:
 
 def _history(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     columns = (
-        Column("release"),
+        _text("release"),
         _text("state"),
-        _text("created (UTC)"),
+        Column("created"),
         Column("documents"),
         Column("recall@10"),
         Column("nDCG@10"),
@@ -340,21 +362,26 @@ def _history(figures: Figures, plots: tuple[Plot, ...]) -> Section:
 
 def _history_row(line: ReleaseLine) -> tuple[str, ...]:
     m = line.measured
-    created = line.created[:16].replace("T", " ")
-    figures = (count(m.documents), share(m.recall_at_10), share(m.ndcg_at_10), decimal(m.seconds.get("total")))
-    return (str(line.release), line.state, created, *figures)
+    figures = (
+        count(m.documents),
+        share(m.recall_at_10),
+        share(m.ndcg_at_10),
+        decimal(m.seconds.get("total")),
+    )
+    return (str(line.release), line.state, line.created[:10], *figures)
 
 
 def _configuration(figures: Figures) -> Section:
     m = figures.measured
-    tables = []
-    if m.configuration:
-        tables.append(
-            _pairs("Settings, defaults left out where they are absent", _leaves(m.configuration), label="setting", numbers=False)
-        )
-    if m.versions:
-        tables.append(_pairs("Libraries that shape bytes", m.versions.items(), label="library", numbers=False))
-    note = "" if tables else "An earlier version of strata made this release; it kept no record of its configuration."
+    columns = (_text("", is_long=True), _text("", is_long=True))
+    named = (("Settings", _leaves(m.configuration)), ("Libraries that shape bytes", _leaves(m.versions)))
+    found = [(caption, tuple(pairs)) for caption, pairs in named]
+    tables = [Table(caption, columns, rows) for caption, rows in found if rows]
+    note = (
+        ""
+        if tables
+        else "An earlier version of strata made this release; it kept no record of its configuration."
+    )
     return Section("configuration", "Configuration", tables=tuple(tables), note=note)
 
 
@@ -362,5 +389,5 @@ def _leaves(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
     for name, value in settings.items():
         if isinstance(value, Mapping):
             yield from _leaves(value, f"{prefix}{name}.")
-        elif value is not None:
+        elif value not in (None, "", []):
             yield prefix + name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

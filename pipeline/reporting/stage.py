@@ -85,9 +85,7 @@ def _figures(
     )
 
 
-def _lines(
-    store: Store, history: History, records: Sequence[ReleaseRecord]
-) -> tuple[ReleaseLine, ...]:
+def _lines(store: Store, history: History, records: Sequence[ReleaseRecord]) -> tuple[ReleaseLine, ...]:
     return tuple(
         ReleaseLine(
             record.release,

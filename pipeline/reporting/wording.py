@@ -1,8 +1,8 @@
 """Numbers → text. Pure."""
 
-__all__ = ["bytes_text", "compact", "count", "decimal", "percent", "seconds_text", "share"]
+__all__ = ["NOT_KNOWN", "bytes_text", "compact", "count", "decimal", "percent", "seconds_text", "share"]
 
-NOT_KNOWN = "–"
+NOT_KNOWN = "\N{EN DASH}"
 THOUSAND, MILLION, BILLION = 1e3, 1e6, 1e9
 
 
@@ -13,7 +13,7 @@ def count(value: float | None) -> str:
 
 def share(value: float | None) -> str:
     """A measure between 0 and 1, as papers print it."""
-    return NOT_KNOWN if value is None else f"{value:.4f}"
+    return NOT_KNOWN if value is None else f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
 
 
 def percent(value: float | None) -> str:

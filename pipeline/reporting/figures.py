@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.artifacts import IndexManifest
@@ -136,8 +138,8 @@ class Figures:
     state: str
     manifest: IndexManifest
     measured: Measured
-    list_rows: tuple[int, ...] | None
-    """Rows of each posting list; None where the directory is gone."""
+    list_rows: NDArray[np.int64] | None
+    """(lists,) rows of each posting list; None where the directory is gone."""
     dead_letters: DeadLetters
     cache_bytes: int
     """Of every text that was ever encoded for this root with this encoder."""

@@ -96,7 +96,11 @@ def draw(figures: Figures) -> dict[str, Plot]:
 def _styled(name: str) -> Iterator[None]:
     import matplotlib as mpl
 
-    with mpl.rc_context({**STYLE, "svg.hashsalt": f"strata-{name}"}):
+    style: Any = {**STYLE, "svg.hashsalt": f"strata-{name}"}
+    with mpl.rc_context():
+        # Whatever a user's own matplotlibrc says, a release has one page.
+        mpl.rcdefaults()
+        mpl.rcParams.update(style)
         yield
 
 
@@ -208,11 +212,11 @@ def _log_ticks(axes: Any, values: Sequence[int]) -> None:
 
 
 def _list_sizes(figures: Figures) -> Plot | None:
-    if not figures.list_rows:
+    if figures.list_rows is None:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    sizes = np.array(figures.list_rows)
+    sizes = figures.list_rows
     with _styled("list-sizes"):
         figure, (axes,) = _axes(2.9)
         counts, edges = np.histogram(sizes, bins=min(30, max(1, int(np.ptp(sizes)) + 1)))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.reporting.figures import Figures, ReleaseLine
 from pipeline.reporting.plots import Plot, draw
@@ -221,31 +222,30 @@ def _letters(examples: Sequence[Mapping[str, Any]]) -> Table:
 
 def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     levels = figures.manifest.partitions[0].codes.levels
-    tables = [
-        _list_table(figures.list_rows),
+    tables = [] if figures.list_rows is None else [_list_table(figures.list_rows)]
+    tables.append(
         Table(
             "Levels of a code",
             (_text("bit"), Column("dimensions"), Column("bytes")),
             tuple((str(i), count(width), count(width // 8)) for i, width in enumerate(levels, 1)),
-        ),
-    ]
+        )
+    )
     size, dims = figures.manifest.partitions[0].codes.code_bytes, figures.manifest.dims
     intro = f"A code has {size} bytes for a vector of {dims} dimensions: most bits where vectors vary most."
     gone = "" if figures.list_rows is not None else "The directory of this release was collected by gc."
     return Section("layout", "Posting lists and codes", intro, plots, tuple(tables), gone)
 
 
-def _list_table(list_rows: tuple[int, ...] | None) -> Table:
-    sizes = np.array(list_rows or (0,), dtype=np.float64)
+def _list_table(sizes: NDArray[np.int64]) -> Table:
     mean = float(sizes.mean())
     pairs = [
         ("lists", count(len(sizes))),
         ("mean rows", decimal(mean)),
-        ("coefficient of variation", f"{float(sizes.std()) / mean if mean else 0.0:.3f}"),
-        ("smallest", count(float(sizes.min()))),
-        ("largest", count(float(sizes.max()))),
+        ("coefficient of variation", f"{float(sizes.std()) / mean:.3f}"),
+        ("smallest", count(int(sizes.min()))),
+        ("largest", count(int(sizes.max()))),
     ]
-    return _pairs("Posting lists", pairs if list_rows else [("lists", NOT_KNOWN)])
+    return _pairs("Posting lists", pairs)
 
 
 PART_WORDS = {

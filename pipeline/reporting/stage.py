@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, IndexManifest, ReleaseRecord
 from pipeline.config import Config
@@ -107,9 +108,9 @@ def _state(store: Store, history: History, release: int) -> str:
     return "replaced" if release in history.published else "not published"
 
 
-def _list_rows(store: Store, manifest: IndexManifest) -> tuple[int, ...] | None:
+def _list_rows(store: Store, manifest: IndexManifest) -> NDArray[np.int64] | None:
     """Entries of each posting list over all its segments, list by list, partition by partition."""
-    found: list[int] = []
+    found = []
     for partition in manifest.partitions:
         try:
             table = read_columns(store, partition.directory.path, ["list_no", "num_entries"])
@@ -120,8 +121,8 @@ def _list_rows(store: Store, manifest: IndexManifest) -> tuple[int, ...] | None:
             weights=table["num_entries"].to_numpy(),
             minlength=partition.heads.rows,
         )
-        found += counts.astype(np.int64).tolist()
-    return tuple(found)
+        found.append(counts.astype(np.int64))
+    return np.concatenate(found)
 
 
 def _dead_letters(store: Store, paths: Sequence[str]) -> DeadLetters:

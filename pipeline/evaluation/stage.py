@@ -35,7 +35,7 @@ __all__ = [
 
 LATENCY_QUERIES = 100
 """Queries that are timed one by one."""
-CURVE_COST_QUERIES = 20
+CURVE_COST_QUERIES = 10
 """Queries of a recall curve that are searched one by one, as searches of many share what they read."""
 
 EXACT = pa.schema(
@@ -183,7 +183,7 @@ def measure_probes(
         probes: Posting lists per query.
 
     Returns:
-        doc_ids of each query, best first; costs: scanned_fraction, and bytes_per_query of the first 20.
+        doc_ids of each query, best first; costs: scanned_fraction, and bytes_per_query of the first `CURVE_COST_QUERIES`.
     """
     found = reader.search(queries, k=k, probes=probes)
     alone = [reader.search(query, k=k, probes=probes).stats for query in queries[:CURVE_COST_QUERIES]]

@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow lint types docs format clean
+.PHONY: help install quickstart test test-browser test-slow lint types docs format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # CPU torch goes in first: with it present, nothing pulls the CUDA build.
 $(STAMP): pyproject.toml
@@ -25,6 +25,9 @@ quickstart: $(STAMP)  ## install, build and publish the WordNet index, show the 
 
 test: $(STAMP)  ## all tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow"
+
+test-browser: $(STAMP)  ## the report page in headless Chromium; part of `test` where there is one
+	$(BIN)/python -m pytest -m browser
 
 test-slow: $(STAMP)  ## benchmarks and long tests; they print their tables
 	$(BIN)/python -m pytest -m slow -s

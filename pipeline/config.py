@@ -28,6 +28,7 @@ __all__ = [
     "GatesConfig",
     "LayoutConfig",
     "ReleaseConfig",
+    "ReportConfig",
     "SearchConfig",
     "StorageConfig",
     "json_schema",
@@ -243,6 +244,17 @@ class ReleaseConfig(_Strict):
     """Age, by the store's own clock, before gc deletes a file that nothing names."""
 
 
+class ReportConfig(_Strict):
+    """Prices for `strata report`; without them it shows no money."""
+
+    machines_price_per_hour: float | None = Field(None, ge=0)
+    """Price of one hour of all the machines that a run occupies."""
+    storage_price_per_gb_month: float | None = Field(None, ge=0)
+    """Price of 10^9 bytes for one month."""
+    currency: str = "USD"
+    """What prices are in."""
+
+
 class StorageConfig(_Strict):
     """S3 settings; credentials come from the environment only."""
 
@@ -284,6 +296,7 @@ class Config(_Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig = GatesConfig()
     release: ReleaseConfig = ReleaseConfig()
+    report: ReportConfig = ReportConfig()
     storage: StorageConfig = StorageConfig()
     ray: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0)

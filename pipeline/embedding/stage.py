@@ -12,6 +12,7 @@ flight are encoded again.
 import contextlib
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "Cache",
     "CachedBucket",
     "bucket_count",
+    "cached_bytes",
     "encode_unit",
     "open_cache",
     "plan_units",
@@ -41,6 +43,8 @@ ROWS_PER_BUCKET = 65_536
 MAX_BUCKETS = 4096
 GIVEN_FILE_ROWS = 16_384
 """Rows of one file of ready-made vectors."""
+REQUESTS_AT_ONCE = 16
+"""Reads of small log entries wait for the store, not for the processor."""
 
 UNIT_SCHEMA = pa.schema(
     [pa.field("text_hash", TEXT_HASH, nullable=False), pa.field("text", pa.string(), nullable=False)]
@@ -99,6 +103,19 @@ def open_cache(store: Store, encoder: str, *, dims: int, rows: int) -> Cache:
         problem = f"expected vectors of {dims} dimensions, found {found['dims']}"
         raise CorruptArtifactError(f"{store.uri}/{path}", problem, "use another root, or delete this folder")
     return Cache(folder, int(found["buckets"]), dims)
+
+
+def cached_bytes(store: Store, encoder: str) -> int:
+    """Bytes of all vectors in the cache of an encoder, by its logs; 0 where there is no cache."""
+    try:
+        found = json.loads(store.read(f"embeddings/{encoder}/cache.json"))
+    except MissingFileError:
+        return 0
+    cache = Cache(f"embeddings/{encoder}", int(found["buckets"]), int(found["dims"]))
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        entries = pool.map(lambda bucket: cache.log(store, bucket).entries(), range(cache.buckets))
+        sizes = {e["file"]["path"]: int(e["file"]["bytes"]) for bucket in entries for e in bucket}
+    return sum(sizes.values())
 
 
 def plan_units(

@@ -1,11 +1,18 @@
 """Rankings and costs → the numbers of a release, and the gates that they must pass. Pure."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from pipeline.config import GatesConfig
 from pipeline.measures import mean, ndcg_at_k, overlap_at_k, recall_at_k
 
-__all__ = ["gate_failures", "judge_against_exact", "judge_against_qrels"]
+__all__ = [
+    "GateResult",
+    "check_gates",
+    "judge_against_exact",
+    "judge_against_qrels",
+    "probe_ladder",
+]
 
 Rankings = Mapping[str, Sequence[str]]
 """query_id → doc_ids, best first."""
@@ -37,10 +44,41 @@ def judge_against_qrels(
     }
 
 
-def gate_failures(
+PROBE_STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.5**0.5, 1, 2**0.5, 2)
+"""Closer together near the default, where a reader of the curve decides; the last costs as much as all before 1."""
+
+
+def probe_ladder(probes: int, *, lists: int) -> tuple[int, ...]:
+    """Numbers of probes at which a recall curve is measured: about geometric around the default, which is one of them.
+
+    Args:
+        probes: The release's default.
+        lists: Posting lists of the index; more are never probed.
+
+    Returns:
+        Rising, at most 8.
+    """
+    return tuple(sorted({min(lists, max(1, round(step * probes))) for step in PROBE_STEPS}))
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """One configured gate, held against what was measured."""
+
+    gate: str
+    """Name of its setting, below `gates.`."""
+    threshold: float
+    measured: float | None
+    """None where what it asks for was not measured."""
+    passed: bool
+    problem: str
+    """What to say of a gate that was not passed; empty otherwise."""
+
+
+def check_gates(
     gates: GatesConfig, measured: Mapping[str, float], *, removed: int, documents_before: int
-) -> list[str]:
-    """What keeps an index from being published; empty if nothing does.
+) -> list[GateResult]:
+    """Hold an index against every configured gate.
 
     Args:
         gates: Thresholds; an absent one is not checked.
@@ -48,27 +86,35 @@ def gate_failures(
         removed: Documents of the last release that are not in this one.
         documents_before: Documents of the last release.
     """
-    failures = []
+    results = []
     for name, least in (("recall_at_10", gates.min_recall_at_10), ("ndcg_at_10", gates.min_ndcg_at_10)):
         if least is not None:
-            failures += _too_low(name, measured, least)
+            problem = _too_low(name, measured, least)
+            results.append(GateResult(f"min_{name}", least, measured.get(name), not problem, problem))
     if gates.max_ndcg_loss is not None:
-        failures += _too_low(
-            "ndcg_at_10", measured, measured.get("exact_ndcg_at_10", 0.0) - gates.max_ndcg_loss
-        )
-    if gates.max_removed_fraction is not None and documents_before:
-        share = removed / documents_before
-        if share > gates.max_removed_fraction:
-            failures.append(
-                f"{removed} of {documents_before} documents were removed ({share:.1%}),"
-                f" gates.max_removed_fraction allows {gates.max_removed_fraction:.1%}"
-            )
-    return failures
+        results.append(_ndcg_loss(measured, gates.max_ndcg_loss))
+    if gates.max_removed_fraction is not None:
+        results.append(_removed_fraction(removed, documents_before, gates.max_removed_fraction))
+    return results
 
 
-def _too_low(name: str, measured: Mapping[str, float], least: float) -> list[str]:
-    if name not in measured:
-        return [f"{name} must be at least {least:.4f} but was not measured (evaluation.qrels is not set)"]
-    return (
-        [] if measured[name] >= least else [f"{name} is {measured[name]:.4f}, must be at least {least:.4f}"]
+def _ndcg_loss(measured: Mapping[str, float], most: float) -> GateResult:
+    exact = measured.get("exact_ndcg_at_10", 0.0)
+    problem = _too_low("ndcg_at_10", measured, exact - most)
+    loss = exact - measured["ndcg_at_10"] if "ndcg_at_10" in measured else None
+    return GateResult("max_ndcg_loss", most, loss, not problem, problem)
+
+
+def _removed_fraction(removed: int, documents_before: int, most: float) -> GateResult:
+    share = removed / documents_before if documents_before else 0.0
+    problem = (
+        f"{removed} of {documents_before} documents were removed ({share:.1%}),"
+        f" gates.max_removed_fraction allows {most:.1%}"
     )
+    return GateResult("max_removed_fraction", most, share, share <= most, problem if share > most else "")
+
+
+def _too_low(name: str, measured: Mapping[str, float], least: float) -> str:
+    if name not in measured:
+        return f"{name} must be at least {least:.4f} but was not measured (evaluation.qrels is not set)"
+    return "" if measured[name] >= least else f"{name} is {measured[name]:.4f}, must be at least {least:.4f}"

@@ -24,6 +24,7 @@ __all__ = [
     "ExactNeighbours",
     "encode_query_texts",
     "exact_bucket",
+    "measure_probes",
     "measure_search",
     "merge_exact",
     "rank",
@@ -33,6 +34,8 @@ __all__ = [
 
 LATENCY_QUERIES = 100
 """Queries that are timed one by one."""
+CURVE_COST_QUERIES = 10
+"""Queries of a recall curve that are searched one by one, as searches of many share what they read."""
 
 EXACT = pa.schema(
     [
@@ -167,6 +170,29 @@ def measure_search(
         "rounds": float(max(c.rounds for c in costs)),
         "p50_ms": 1000 * percentile(seconds, 0.5),
         "p95_ms": 1000 * percentile(seconds, 0.95),
+    }
+
+
+def measure_probes(
+    reader: IndexReader, queries: NDArray[np.float32], *, k: int, probes: int
+) -> tuple[list[list[str]], dict[str, float]]:
+    """Rankings of an index at a number of probes, and what of their cost does not differ from run to run.
+
+    Args:
+        reader: The index.
+        queries: (q, d) unit vectors.
+        k: Documents per query.
+        probes: Posting lists per query.
+
+    Returns:
+        doc_ids of each query, best first; costs: scanned_fraction, and bytes_per_query of the first `CURVE_COST_QUERIES`.
+    """
+    found = reader.search(queries, k=k, probes=probes)
+    alone = [reader.search(query, k=k, probes=probes).stats for query in queries[:CURVE_COST_QUERIES]]
+    rows = sum(partition.rows for partition in reader.manifest.partitions)
+    return [[hit.doc_id for hit in hits] for hits in found], {
+        "scanned_fraction": found.stats.rows_scanned / (rows * len(queries)),
+        "bytes_per_query": mean([float(stats.bytes_read) for stats in alone]),
     }
 
 

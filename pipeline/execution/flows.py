@@ -9,8 +9,8 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ from pipeline.corpus import (
 )
 from pipeline.embedding.stage import Cache, bucket_count, encode_unit, open_cache, plan_units, store_given
 from pipeline.errors import ConfigError, DataError, QualityGateError
-from pipeline.evaluation.judging import gate_failures
+from pipeline.evaluation.judging import check_gates
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import check_fits, estimate
 from pipeline.execution.judgement import judge
@@ -64,6 +64,7 @@ from pipeline.release import (
     read_alias,
     read_manifest,
     read_release,
+    record_rejection,
     was_withdrawn,
     write_plan,
 )
@@ -114,8 +115,8 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
             "plan": round(planned - start, 3),
             "start": round(time.perf_counter() - planned, 3),
         }
-        summary = _build_and_publish(session, plan, encoder, started_at, current, inputs)
-        summary["estimate"] = cost.as_dict()
+        origin = {"inputs": inputs, "estimate": cost.as_dict(), **_provenance(config)}
+        summary = _build_and_publish(session, plan, encoder, started_at, current, origin)
     mark_plan_done(store, plan)
     return summary
 
@@ -163,6 +164,11 @@ def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:40]
 
 
+def _provenance(config: Config) -> dict[str, Any]:
+    """What a release says of how it was made."""
+    return {"configuration": config.model_dump(mode="json"), "versions": versions()}
+
+
 def _content_hash(uri: str, config: Config) -> str:
     folder, name = split_uri(uri)
     return hashlib.sha256(open_store(folder, config.storage).read(name)).hexdigest()
@@ -189,7 +195,7 @@ def _build_and_publish(
     encoder: EncoderInForce,
     started_at: AliasEntry | None,
     current: ReleaseRecord | None,
-    inputs: str,
+    origin: Mapping[str, Any],
 ) -> dict[str, Any]:
     cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
     documents = _read_documents(session, plan, encoder, cache)
@@ -209,7 +215,7 @@ def _build_and_publish(
         **_sizes(manifest),
         **measured,
         "plan": plan.fingerprint,
-        "inputs": inputs,
+        **origin,
         "skipped": False,
     }
     return _publish(session, manifest, summary, started_at, current)
@@ -485,16 +491,15 @@ def _publish(
     session.store.write(path, data)
     ref = FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     before = int(str(current.summary.get("documents", 0))) if current is not None else 0
-    failures = gate_failures(
-        session.config.gates, summary, removed=summary["removed"], documents_before=before
-    )
-    if failures:
-        problem = "not published: " + "; ".join(failures)
+    gates = check_gates(session.config.gates, summary, removed=summary["removed"], documents_before=before)
+    session.seconds["total"] = round(sum(session.seconds.values()), 3)
+    summary |= session.measured() | {"gates": [asdict(gate) for gate in gates]}
+    if not all(gate.passed for gate in gates):
+        record_rejection(session.store, manifest.index, summary)
+        problem = "not published: " + "; ".join(gate.problem for gate in gates if not gate.passed)
         raise QualityGateError(
             f"index {manifest.index}", problem, "the current release stays; change the index or the gates"
         )
-    session.seconds["total"] = round(sum(session.seconds.values()), 3)
-    summary |= session.measured()
     if was_withdrawn(session.store, manifest.index):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from pipeline import postings
 from pipeline.artifacts import FileRef, IndexManifest, SearchDefaults
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.judging import judge_against_exact, judge_against_qrels
+from pipeline.evaluation.judging import judge_against_exact, judge_against_qrels, probe_ladder
 from pipeline.evaluation.queries import Queries, read_qrels, read_queries
 from pipeline.evaluation.stage import (
     ExactNeighbours,
     encode_query_texts,
     exact_bucket,
+    measure_probes,
     measure_search,
     merge_exact,
     rank,
@@ -41,6 +42,8 @@ TUNING_QUERIES = 200
 """Queries on which the number of probes is chosen; never those that are reported."""
 FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
+CURVE_QUERIES = 200
+"""Reported queries on which recall is measured at other numbers of probes."""
 NEIGHBOURS = 100
 """Depth of the exact rankings: recall@100 needs it."""
 
@@ -59,6 +62,16 @@ class _Judged:
     """(t, d) queries that choose the number of probes."""
     tuned_on_documents: bool
     qrels: Mapping[str, Mapping[str, float]]
+
+    def subset(self, rows: Sequence[int]) -> "_Judged":
+        """Some of the queries, by their rows."""
+        return replace(
+            self,
+            vectors=self.vectors[list(rows)],
+            query_ids=tuple(self.query_ids[i] for i in rows),
+            own_documents=tuple(self.own_documents[i] for i in rows),
+            recall_queries=tuple(self.query_ids[i] for i in rows),
+        )
 
 
 def judge(
@@ -104,9 +117,37 @@ def judge(
         )
         search = SearchDefaults(probes=probes, rerank=manifest.search.rerank)
         manifest = _identified(manifest.model_copy(update={"search": search}))
-        numbers = _measure(IndexReader(session.store, manifest), judged, exact[: len(judged.vectors)])
-    rounded = {name: round(value, 4) for name, value in numbers.items()}
-    return manifest, {**rounded, "probes": probes, "rerank": manifest.search.rerank}
+        reader = IndexReader(session.store, manifest)
+        numbers = _measure(reader, judged, exact[: len(judged.vectors)])
+    with session.timed("curve"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
+        curve = _recall_curve(reader, judged, exact[: len(judged.vectors)])
+    return manifest, {
+        **_rounded(numbers),
+        "probes": probes,
+        "rerank": manifest.search.rerank,
+        "recall_curve": curve,
+    }
+
+
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in numbers.items()}
+
+
+def _recall_curve(
+    reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbours]
+) -> list[dict[str, float]]:
+    """Recall and costs at numbers of probes around the default, at the depth that users search."""
+    place = {query: i for i, query in enumerate(judged.query_ids)}
+    rows = [place[query] for query in judged.recall_queries[:CURVE_QUERIES]]
+    asked = judged.subset(rows)
+    truth = _without_self(asked, [list(exact[i].doc_ids) for i in rows])
+    own = any(name is not None for name in asked.own_documents)
+    curve = []
+    for probes in probe_ladder(reader.manifest.search.probes, lists=len(reader.heads())):
+        rankings, costs = measure_probes(reader, asked.vectors, k=10 + own, probes=probes)
+        numbers = costs | judge_against_exact(_without_self(asked, rankings), truth)
+        curve.append({"probes": probes, **_rounded(numbers)})
+    return curve
 
 
 def _measure(reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbours]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 root.json                           the corpus that the root belongs to
 releases/<n>.json                   a release; releases/<n>.retired.json beside it once it is retired
 aliases/current/<seq>.json          moves of the alias
+indexes/<index>/rejected/<seq>.json what was measured of an index below the gates; collected with the index
 plans/<fingerprint>.json            a shard plan
 plans/<fingerprint>/<seq>.json      when work on it began and ended, in turn; live if the newest says so
 """
@@ -46,8 +47,10 @@ __all__ = [
     "read_alias",
     "read_history",
     "read_manifest",
+    "read_rejection",
     "read_release",
     "record_plan",
+    "record_rejection",
     "release_log",
     "retired_path",
     "side_by_side",
@@ -192,6 +195,34 @@ def read_manifest(store: Store, record: ReleaseRecord) -> IndexManifest:
         DataError: Another version of strata wrote it.
     """
     return load_manifest(store, record.manifest)
+
+
+def _rejections(store: Store, index: str) -> Log:
+    return Log(store, f"indexes/{index}/rejected")
+
+
+def record_rejection(store: Store, index: str, summary: dict[str, Any]) -> None:
+    """Keep what was measured of an index that is below the gates, beside its manifest."""
+    log = _rejections(store, index)
+    seq = log.newest() + 1
+    while not log.append(seq, summary):
+        seq += 1
+
+
+def read_rejection(store: Store, index: str) -> tuple[IndexManifest, dict[str, Any]]:
+    """An index that was not published, and what its newest run measured.
+
+    Raises:
+        MissingFileError: No run was stopped by its gates with this index, or it was collected since.
+        CorruptArtifactError: The manifest is damaged.
+    """
+    log = _rejections(store, index)
+    newest = log.newest()
+    if not newest:
+        problem = f"no run was stopped by its gates with index {index}, or gc has removed it"
+        raise MissingFileError(store.uri, problem, "the message of such a run names its index")
+    path = f"indexes/{index}/manifest.json"
+    return parse_model(IndexManifest, store.read(path), f"{store.uri}/{path}"), dict(log.read(newest))
 
 
 def named_files(manifest: IndexManifest) -> Iterator[FileRef]:

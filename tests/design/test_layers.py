@@ -10,7 +10,7 @@ from tests.design.sources import ROOT, Module, modules
 LAYERS = (
     ("jobs",),
     ("execution",),
-    ("upgrade",),
+    ("upgrade", "reporting"),
     ("evaluation", "release"),
     ("index",),
     ("corpus", "embedding", "binarization", "partitioning", "postings"),
@@ -35,6 +35,8 @@ ONLY_IN = {
     "typer": {"jobs"},
     "tenacity": {"storage"},
     "sqlglot": {"filters"},
+    "jinja2": {"reporting"},
+    "matplotlib": {"reporting"},
     "duckdb": set(),
     "polars": set(),
     "pandas": set(),

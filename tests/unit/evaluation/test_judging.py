@@ -1,11 +1,19 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.config import GatesConfig
-from pipeline.evaluation.judging import gate_failures, judge_against_exact, judge_against_qrels
+from pipeline.evaluation.judging import (
+    check_gates,
+    judge_against_exact,
+    judge_against_qrels,
+    probe_ladder,
+)
 
 
 def _fails(gates, measured=None, removed=0, before=0):
-    return gate_failures(GatesConfig(**gates), measured or {}, removed=removed, documents_before=before)
+    results = check_gates(GatesConfig(**gates), measured or {}, removed=removed, documents_before=before)
+    return [result.problem for result in results if not result.passed]
 
 
 def test_recall_is_averaged_over_the_queries_with_exact_neighbours():
@@ -49,3 +57,24 @@ def test_removed_documents_are_a_share_of_those_before():
     assert len(_fails({"max_removed_fraction": 0.1}, removed=11, before=100)) == 1
     assert _fails({"max_removed_fraction": 0.1}, removed=10, before=100) == []
     assert _fails({"max_removed_fraction": 0.1}, removed=0, before=0) == []
+
+
+def test_every_configured_gate_is_reported_passed_or_not():
+    gates = GatesConfig(min_recall_at_10=0.9, max_ndcg_loss=0.01, max_removed_fraction=0.5)
+    measured = {"recall_at_10": 0.95, "ndcg_at_10": 0.4, "exact_ndcg_at_10": 0.5}
+    results = check_gates(gates, measured, removed=1, documents_before=4)
+    assert [(r.gate, r.threshold, round(r.measured, 4), r.passed) for r in results] == [
+        ("min_recall_at_10", 0.9, 0.95, True),
+        ("max_ndcg_loss", 0.01, 0.1, False),
+        ("max_removed_fraction", 0.5, 0.25, True),
+    ]
+    assert [bool(r.problem) for r in results] == [False, True, False]
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_a_ladder_of_probes_holds_the_default_and_never_passes_the_lists(probes, lists):
+    ladder = probe_ladder(probes, lists=lists)
+    assert min(probes, lists) in ladder
+    assert list(ladder) == sorted(set(ladder))
+    assert 1 <= ladder[0] <= ladder[-1] <= lists
+    assert len(ladder) <= 8

@@ -1,0 +1,194 @@
+"""What a page shows, frozen: the figures of one index, and of the releases around it.
+
+Summaries of earlier versions of strata lack newer figures; every field of `Measured` has a default that says so.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.artifacts import IndexManifest
+from pipeline.config import ReportConfig
+
+__all__ = [
+    "CurvePoint",
+    "DeadLetters",
+    "Figures",
+    "Gate",
+    "Measured",
+    "ReleaseLine",
+    "StageMemory",
+]
+
+
+STAGES = ("plan", "start", "read", "merge", "embed", "train", "place", "build", "judge", "curve", "compare")
+"""In order of time: a summary at rest has its keys sorted."""
+
+
+def _order(stage: str) -> tuple[int, str]:
+    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class CurvePoint(_Lenient):
+    """What a number of probes gives and costs."""
+
+    probes: int
+    recall_at_10: float
+    scanned_fraction: float
+    bytes_per_query: float
+
+
+class Gate(_Lenient):
+    """One gate as the run found it."""
+
+    gate: str
+    threshold: float
+    measured: float | None = None
+    passed: bool
+    problem: str = ""
+
+
+class StageMemory(_Lenient):
+    """Memory of the largest task of a stage, in MB."""
+
+    estimate_mb: float | None = None
+    peak_mb: float | None = None
+
+
+class Measured(_Lenient):
+    """What a run reported, as far as its version of strata measured it."""
+
+    documents: int = 0
+    vectors: int | None = None
+    added: int | None = None
+    changed: int | None = None
+    removed: int | None = None
+    encoded: int | None = None
+    dead_letters: int | None = None
+    dead_letter_files: tuple[str, ...] = ()
+    encoder: str | None = None
+    recall_at_10: float | None = None
+    ndcg_at_10: float | None = None
+    exact_ndcg_at_10: float | None = None
+    recall_at_100: float | None = None
+    exact_recall_at_100: float | None = None
+    judged_queries: float | None = None
+    recall_curve: tuple[CurvePoint, ...] = ()
+    gates: tuple[Gate, ...] | None = None
+    bytes_per_query: float | None = None
+    requests_per_query: float | None = None
+    lists_per_query: float | None = None
+    scanned_fraction: float | None = None
+    rounds: float | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    seconds: Mapping[str, float] = {}
+    tasks: int | None = None
+    tasks_reused: int | None = None
+    tasks_retried: int | None = None
+    bytes: int | None = None
+    task_memory_mb: float | None = None
+    actor_memory_mb: float | None = None
+    memory_by_stage: Mapping[str, StageMemory] = {}
+    estimate: Mapping[str, Any] = {}
+    configuration: Mapping[str, Any] = {}
+    versions: Mapping[str, str] = {}
+
+
+@dataclass(frozen=True)
+class DeadLetters:
+    """Rows set aside."""
+
+    reasons: tuple[tuple[str, int], ...] = ()
+    """Kinds of reasons with their numbers of rows, commonest first."""
+    examples: tuple[Mapping[str, Any], ...] = ()
+    """The first rows of the table (schemas.DEAD_LETTERS)."""
+    unreadable: str = ""
+    """Why they are not shown; empty where they are."""
+
+
+@dataclass(frozen=True)
+class ReleaseLine:
+    """One release among its neighbours."""
+
+    release: int
+    created: str
+    measured: Measured
+    state: str
+    """`current`, `rolled back`, `retired`, `replaced`, or `not published`."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that one page shows."""
+
+    root: str
+    release: int | None
+    """None for an index that its gates kept from being published."""
+    created: str | None
+    """ISO 8601, UTC; None for such an index."""
+    state: str
+    manifest: IndexManifest
+    measured: Measured
+    list_rows: NDArray[np.int64] | None
+    """(lists,) rows of each posting list; None where the directory is gone."""
+    dead_letters: DeadLetters
+    cache_bytes: int
+    """Of every text that was ever encoded for this root with this encoder."""
+    history: tuple[ReleaseLine, ...]
+    prices: ReportConfig
+
+    @property
+    def is_good(self) -> bool | None:
+        """Whether every gate was passed; None where that was not recorded."""
+        gates = self.measured.gates
+        return None if gates is None else all(gate.passed for gate in gates)
+
+    @property
+    def stage_seconds(self) -> dict[str, float]:
+        """Seconds of each stage, in order of time, without their sum."""
+        found = {stage: s for stage, s in self.measured.seconds.items() if stage != "total"}
+        return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+
+    @property
+    def stage_memory(self) -> dict[str, StageMemory]:
+        """Memory of each stage, in order of time."""
+        return dict(sorted(self.measured.memory_by_stage.items(), key=lambda item: _order(item[0])))
+
+    @property
+    def stage_rows(self) -> dict[str, int]:
+        """Rows that went through the stages whose speed is one of rows."""
+        vectors = self.manifest_rows
+        read = self.measured.estimate.get("rows", self.measured.documents)
+        rows = {"read": int(read), "merge": vectors, "place": vectors, "build": vectors}
+        return rows | ({"embed": self.measured.encoded} if self.measured.encoded else {})
+
+    @property
+    def manifest_rows(self) -> int:
+        """Vectors of the index."""
+        return sum(partition.rows for partition in self.manifest.partitions)
+
+    @property
+    def bytes_by_part(self) -> dict[str, int]:
+        """Stored bytes of this index by what they are for, and of the cache behind it."""
+        partitions = self.manifest.partitions
+        return {
+            "documents": sum(ref.bytes for ref in self.manifest.documents),
+            "codes": sum(s.lists.bytes for p in partitions for s in p.segments),
+            "heads": sum(p.heads.bytes + p.directory.bytes for p in partitions),
+            "vectors": sum(s.vectors.bytes for p in partitions for s in p.segments),
+            "cache": self.cache_bytes,
+        }
+
+    @property
+    def float32_bytes(self) -> int:
+        """What the vectors alone take as float32."""
+        return 4 * self.manifest.dims * self.manifest_rows

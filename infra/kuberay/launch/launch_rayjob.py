@@ -6,7 +6,9 @@ submission, and so that the Job's `podFailurePolicy` sees exit codes: KubeRay's 
 A pod that is evicted finds the RayJob of the pod before it by its label and waits for that one. Deleting the Job deletes the
 RayJob, its owner's garbage, and that stops the run. Needs the standard library only.
 
-Environment: NAMESPACE, JOB_NAME, JOB_UID (downward API), TEMPLATE (name of the suspended RayJob), POLL_SECONDS.
+Environment: NAMESPACE, JOB_NAME, JOB_UID (downward API); TEMPLATE, name of the suspended RayJob; DEADLINE_SECONDS, by when after
+the first attempt every attempt has ended; POLL_SECONDS; ENTRYPOINT, in place of the template's; HEAD_ONLY, "true" for jobs that
+need no workers.
 """
 
 import json
@@ -20,6 +22,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +81,20 @@ class Launch:
     template: str
     job_name: str
     job_uid: str
+    deadline_seconds: int
+    entrypoint: str | None = None
+    head_only: bool = False
 
-    def rayjob(self, template: Mapping[str, Any], attempt: int) -> dict[str, Any]:
-        """A running copy of the template, owned by the Kubernetes Job."""
+    def rayjob(self, template: Mapping[str, Any], attempt: int, *, seconds_left: int) -> dict[str, Any]:
+        """A running copy of the template, owned by the Kubernetes Job, that ends before the Job's time is over."""
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": self.job_name, "uid": self.job_uid}
+        spec = {**template["spec"], "suspend": False}
+        spec["activeDeadlineSeconds"] = min(seconds_left, spec.get("activeDeadlineSeconds", seconds_left))
+        if self.entrypoint is not None:
+            spec["entrypoint"] = self.entrypoint
+        if self.head_only:
+            alone = {"workerGroupSpecs": [], "enableInTreeAutoscaling": False}
+            spec["rayClusterSpec"] = {**spec["rayClusterSpec"], **alone}
         metadata = template["metadata"]
         return {
             "apiVersion": template["apiVersion"],
@@ -92,7 +105,7 @@ class Launch:
                 "labels": {**metadata.get("labels", {}), LABEL: self.job_name},
                 "ownerReferences": [owner],
             },
-            "spec": {**template["spec"], "suspend": False},
+            "spec": spec,
         }
 
 
@@ -151,8 +164,14 @@ def _started(api: Api, what: Launch) -> dict[str, Any]:
     earlier = sorted(api.list(LABEL, what.job_name), key=lambda one: _attempt(one["metadata"]["name"]))
     if earlier and exit_code(earlier[-1].get("status", {})) in {None, 0}:
         return earlier[-1]
-    attempt = _attempt(earlier[-1]["metadata"]["name"]) + 1 if earlier else 1
-    return api.create(what.rayjob(api.get(what.template), attempt))
+    attempt, left = 1, what.deadline_seconds
+    if earlier:
+        attempt = _attempt(earlier[-1]["metadata"]["name"]) + 1
+        first = datetime.fromisoformat(earlier[0]["metadata"]["creationTimestamp"])
+        left -= int((datetime.now(UTC) - first).total_seconds())
+    if left <= 0:
+        raise TimeoutError(f"no time is left of {what.deadline_seconds} seconds for another attempt")
+    return api.create(what.rayjob(api.get(what.template), attempt, seconds_left=left))
 
 
 def _attempt(name: str) -> int:
@@ -164,7 +183,14 @@ def main(environment: Mapping[str, str], account: Path = ACCOUNT) -> int:
     host, port = environment["KUBERNETES_SERVICE_HOST"], environment["KUBERNETES_SERVICE_PORT"]
     scheme = "https" if (account / "ca.crt").exists() else "http"
     api = Api(f"{scheme}://{host}:{port}", environment["NAMESPACE"], account)
-    what = Launch(environment["TEMPLATE"], environment["JOB_NAME"], environment["JOB_UID"])
+    what = Launch(
+        template=environment["TEMPLATE"],
+        job_name=environment["JOB_NAME"],
+        job_uid=environment["JOB_UID"],
+        deadline_seconds=int(environment["DEADLINE_SECONDS"]),
+        entrypoint=environment.get("ENTRYPOINT"),
+        head_only=environment.get("HEAD_ONLY") == "true",
+    )
     try:
         return launch(api, what, poll_seconds=float(environment.get("POLL_SECONDS", "10")))
     except urllib.error.HTTPError as error:
@@ -172,7 +198,7 @@ def main(environment: Mapping[str, str], account: Path = ACCOUNT) -> int:
         LOG.error("the API server refuses: %s %s %s", error.code, error.url, body)  # noqa: TRY400  (no defect here)
         return MISCONFIGURED if error.code in {400, 401, 403, 404, 422} else TRANSIENT
     except OSError as error:
-        LOG.error("the API server does not answer: %s", error)  # noqa: TRY400
+        LOG.error("gave up: %s", error)  # noqa: TRY400
         return TRANSIENT
 
 

@@ -155,7 +155,7 @@ def start(config: ClusterConfig) -> None:
     """Join the cluster that the configuration names, or start one on this machine.
 
     Raises:
-        ConfigError: No cluster answers there, or it refuses the token.
+        ConfigError: No cluster answers there, or it does not know this process: to a wrong token Ray does not answer at all.
     """
     import ray
 
@@ -163,16 +163,10 @@ def start(config: ClusterConfig) -> None:
     settings = _local_settings(config) if config.address is None else _cluster_settings(config)
     try:
         ray.init(**settings, namespace=config.namespace, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
-        raise ConfigError(
-            "ray.address", f"no Ray cluster answers at {config.address} ({error})", "start one"
-        ) from error
-    except ray.exceptions.AuthenticationError as error:
-        raise ConfigError(
-            "ray.address",
-            f"{config.address} refuses this process ({' '.join(str(error).split())})",
-            "set RAY_AUTH_MODE=token and the cluster's RAY_AUTH_TOKEN",
-        ) from error
+    except (ConnectionError, ray.exceptions.AuthenticationError) as error:
+        problem = f"no Ray cluster answers at {config.address} ({' '.join(str(error).split())})"
+        remedy = "start one, or give this process its token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN)"
+        raise ConfigError("ray.address", problem, remedy) from error
 
 
 def _cluster_settings(config: ClusterConfig) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def test_the_linter_finds_nothing(tmp_path):
     assert _hadolint(DOCKERFILE) == []
     worse = tmp_path / "Dockerfile"
     worse.write_text(DOCKERFILE.read_text().replace("USER 1000:1000", "USER root"))
-    assert _hadolint(worse) == ["DL3002"]
+    assert "DL3002" in _hadolint(worse)
 
 
 def test_every_source_exists_and_reaches_the_context():

@@ -157,10 +157,10 @@ def test_without_the_token_nothing_is_submitted(head, conf, wrong):
     assert _asked(head, wrong["RAY_AUTH_TOKEN"]) in {401, 403}
 
 
-def test_a_driver_with_another_token_is_told_so(head, conf):
+def test_a_driver_without_a_token_is_told_so(head, conf, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "jobs.run", str(conf), "--set", f"ray.address={head.gcs}", "--set", f"root={conf.parent}/third"],
-        env=head.environment(RAY_AUTH_TOKEN="0" * 64), capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, "-m", "jobs.run", str(conf), "--set", f"ray.address={head.gcs}", "--set", f"root={tmp_path}/root"],
+        env=head.environment(RAY_AUTH_TOKEN="", HOME=str(tmp_path)), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 78, done.stdout + done.stderr
-    assert "RAY_AUTH_TOKEN" in done.stdout
+    assert "RAY_AUTH_TOKEN" in json.loads(done.stdout.splitlines()[-1])["message"]

@@ -144,7 +144,7 @@ class EmbeddingConfig(_Strict):
     threads_per_actor: int = Field(1, ge=1)
     """CPU threads of one actor."""
     memory_mb_per_actor: int = Field(1024, ge=128)
-    """Memory of one actor that plan reckons with."""
+    """Memory of one actor: plan reckons with it, and the actor reserves it, so that a node runs no more than fit."""
 
 
 class BinarizerConfig(_Strict):
@@ -265,16 +265,32 @@ class StorageConfig(_Strict):
 
 
 class ClusterConfig(_Strict):
-    """Where the work runs."""
+    """Where the work runs. `num_cpus`, `memory_mb`, `object_store_mb` and `temp_dir` are a local Ray's: a cluster has its own."""
 
     address: str | None = None
-    """A Ray cluster (`auto`, ray://host:port); absent: this machine."""
+    """A Ray cluster (`auto`: the one that this process runs in; host:port; ray://host:port); absent: this machine."""
+    namespace: str | None = None
+    """Ray namespace of the run on a cluster that others use too; absent: one of its own."""
     num_cpus: int | None = Field(None, ge=1)
     """Cores of a local Ray; absent: all."""
+    memory_mb: int | None = Field(None, ge=64)
+    """Memory that tasks and actors of a local Ray share; absent: what is free when it starts, less the object store. Then a
+    machine with less than `task_memory_mb` still runs one task at a time."""
+    object_store_mb: int | None = Field(None, ge=80)
+    """Object store of a local Ray, in /dev/shm; absent: Ray's choice, about 30 % of the memory. Rows do not pass through it."""
+    temp_dir: str | None = Field(None, pattern="^/")
+    """Folder for the logs and sockets of a local Ray, absolute and short; absent: /tmp/ray."""
+    pass_env: tuple[str, ...] = ()
+    """Environment variables of this process that the workers of a cluster get too; `AWS_*` takes all that start so. Ray's
+    dashboard shows their values: where nodes have credentials of their own, as in `infra/kuberay`, leave it empty."""
+    task_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the nodes that tasks may run on, so that they stay off GPU nodes: {pool: cpu}, {pool: "!gpu"}, {zone: "in(a,b)"}.
+    Encoder actors go wherever a GPU is, or anywhere without one."""
     max_in_flight: int | None = Field(None, ge=1)
-    """Tasks submitted at once; absent: twice the cores."""
+    """Tasks submitted at once; absent: twice the cores that the cluster has or its autoscaler may add."""
     task_memory_mb: int = Field(1536, ge=64)
-    """Memory of one task, and of the driver. A plan that needs more is refused."""
+    """Memory that one task reserves, so that a node runs no more at once than fit. A plan whose tasks, or whose driver,
+    need more is refused."""
     max_retries: int = Field(3, ge=0)
     """Attempts after a lost worker or a transient error."""
 

@@ -6,7 +6,6 @@ worker's unit is given to another; results come as they finish, each with its pl
 
 import functools
 import math
-import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,11 +14,13 @@ from typing import Any, Protocol, Self
 
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
-from pipeline.errors import ConfigError, PipelineError, TransientError
+from pipeline.errors import PipelineError, TransientError
+from pipeline.execution.cluster import NodeShape, Request, check_request, cores, node_shapes, start
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
 __all__ = ["THREADS_PER_TASK", "EncoderSpec", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
 
+MB = 1024 * 1024
 THREADS_PER_TASK = 1
 """Part of the plan, not of the cluster: distances change bits with the number of threads (DESIGN §4)."""
 
@@ -85,27 +86,47 @@ class InlineRunner:
 
 
 def encoder_actor_count(
-    embedding: EmbeddingConfig, *, nodes: Sequence[tuple[float, float]], tasks: int
+    embedding: EmbeddingConfig, *, nodes: Sequence[NodeShape], memory_mb: float, tasks: int
 ) -> int:
     """Encoder actors to start: one per GPU share, or one per `threads_per_actor` cores, on one node each.
 
     Args:
         embedding: The settings.
-        nodes: (cores, GPUs) of each node; where any has a GPU, the actors go to GPUs.
+        nodes: What the cluster has or may start; where any has a GPU, the actors go to GPUs.
+        memory_mb: What one actor reserves.
         tasks: Units of work; there are never more actors.
 
     Raises:
         ConfigError: No node has room for an actor.
     """
-    gpus = any(gpu for _, gpu in nodes)
-    need = (embedding.gpus_per_actor or 1.0) if gpus else embedding.threads_per_actor
-    room = sum(math.floor((gpu if gpus else cpu) / need + 1e-9) for cpu, gpu in nodes)
-    if room == 0:
-        name, what = ("gpus_per_actor", "GPUs") if gpus else ("threads_per_actor", "cores")
-        most = max((gpu if gpus else cpu) for cpu, gpu in nodes)
-        problem = f"an actor needs {need:g} {what}, the largest node has {most:g}"
-        raise ConfigError(f"embedding.{name}", problem, "lower it")
+    request = _actor_request(embedding, nodes, memory_mb)
+    check_request(request, nodes)
+    room = sum(node.count * _actors_on(node, request) for node in nodes)
     return max(1, min(embedding.actors or room, room, tasks))
+
+
+def _actor_request(embedding: EmbeddingConfig, nodes: Sequence[NodeShape], memory_mb: float) -> Request:
+    gpus = any(node.gpus for node in nodes)
+    return Request(
+        "an encoder actor",
+        cpus=0 if gpus else embedding.threads_per_actor,
+        gpus=(embedding.gpus_per_actor or 1.0) if gpus else 0.0,
+        memory_mb=memory_mb,
+        settings={
+            "cpus": "embedding.threads_per_actor",
+            "gpus": "embedding.gpus_per_actor",
+            "memory_mb": "embedding.memory_mb_per_actor",
+        },
+    )
+
+
+def _actors_on(node: NodeShape, request: Request) -> int:
+    amounts = [
+        (node.cpus, request.cpus),
+        (node.gpus, request.gpus),
+        (node.memory_mb, request.memory_mb),
+    ]
+    return min(math.floor(has / need + 1e-9) for has, need in amounts if need)
 
 
 class RayRunner(AbstractContextManager["RayRunner"]):
@@ -125,7 +146,7 @@ class RayRunner(AbstractContextManager["RayRunner"]):
         import ray
 
         if not ray.is_initialized():
-            _start(self._config)
+            start(self._config)
             self._owned = True
         return self
 
@@ -135,11 +156,28 @@ class RayRunner(AbstractContextManager["RayRunner"]):
         if self._owned:
             ray.shutdown()
 
+    def _memory_mb(self, wanted: float, nodes: Sequence[NodeShape]) -> float:
+        """What to reserve: a machine of our own has to do with what it has, one thing at a time."""
+        if self._config.address is None and self._config.memory_mb is None:
+            return min(wanted, max(node.memory_mb for node in nodes))
+        return wanted
+
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
         import ray
 
+        nodes = node_shapes()
+        request = Request(
+            "a task",
+            cpus=THREADS_PER_TASK,
+            memory_mb=self._memory_mb(self._config.task_memory_mb, nodes),
+            settings={"cpus": "ray.num_cpus", "memory_mb": "ray.task_memory_mb"},
+            labels=self._config.task_labels,
+        )
+        check_request(request, nodes)
         remote = ray.remote(
             num_cpus=THREADS_PER_TASK,
+            memory=int(request.memory_mb * MB),
+            label_selector=self._config.task_labels or None,
             max_retries=self._config.max_retries,
             retry_exceptions=[TransientError],
         )(perform)
@@ -149,27 +187,26 @@ class RayRunner(AbstractContextManager["RayRunner"]):
             task = tasks[place]
             return remote.remote(task.without_shared(), shared.of(task), self._store, THREADS_PER_TASK)
 
-        yield from _windowed(submit, len(tasks), self._config.max_in_flight or 2 * _cpus())
+        yield from _windowed(submit, len(tasks), self._config.max_in_flight or 2 * cores(nodes))
 
     def encode(self, tasks: Sequence[Task], spec: EncoderSpec) -> Iterator[tuple[int, Done]]:
         if not tasks:
             return
         import ray
 
-        nodes = [
-            (node["Resources"].get("CPU", 0.0), node["Resources"].get("GPU", 0.0))
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
-        gpus = any(gpu for _, gpu in nodes)
+        nodes = node_shapes()
+        memory = self._memory_mb(spec.embedding.memory_mb_per_actor, nodes)
+        count = encoder_actor_count(spec.embedding, nodes=nodes, memory_mb=memory, tasks=len(tasks))
+        request = _actor_request(spec.embedding, nodes, memory)
         remote = ray.remote(_EncoderActor).options(
-            num_cpus=0 if gpus else spec.embedding.threads_per_actor,
-            num_gpus=(spec.embedding.gpus_per_actor or 1.0) if gpus else 0,
+            num_cpus=request.cpus,
+            num_gpus=request.gpus,
+            memory=int(memory * MB),
             max_restarts=-1,
             max_task_retries=self._config.max_retries,
         )
-        count = encoder_actor_count(spec.embedding, nodes=nodes, tasks=len(tasks))
-        actors = [remote.remote(spec, self._store, "cuda" if gpus else None) for _ in range(count)]
+        device = "cuda" if request.gpus else None
+        actors = [remote.remote(spec, self._store, device) for _ in range(count)]
         try:
             yield from _pooled(actors, tasks)
         finally:
@@ -207,33 +244,6 @@ class _EncoderActor:
 
     def perform(self, task: Task, shared: Mapping[str, Any]) -> Done:
         return perform(task, shared, self._store, self._spec.embedding.threads_per_actor, self._encoder)
-
-
-def _start(config: ClusterConfig) -> None:
-    import ray
-
-    if config.address is None:
-        # Ray 2.60 asks for a token even on this machine alone; a cluster of its own keeps its own setting.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        ray.init(
-            address=config.address or "local",
-            num_cpus=config.num_cpus if config.address is None else None,
-            include_dashboard=False if config.address is None else None,
-            log_to_driver=False,
-            configure_logging=False,
-        )
-    except ConnectionError as error:
-        raise ConfigError(
-            "ray.address", f"no Ray cluster answers at {config.address} ({error})", "start one"
-        ) from error
-
-
-def _cpus() -> int:
-    import ray
-
-    return int(ray.cluster_resources().get("CPU", 1))
 
 
 def _windowed(submit: Any, count: int, window: int) -> Iterator[tuple[int, Done]]:

@@ -7,6 +7,7 @@ import pytest
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.config import EmbeddingConfig, StorageConfig
 from pipeline.errors import ConfigError
+from pipeline.execution.cluster import NodeShape
 from pipeline.execution.runner import InlineRunner, encoder_actor_count
 from pipeline.execution.work import StoreSpec, Task, perform
 from pipeline.storage import LocalStore
@@ -103,11 +104,16 @@ def test_the_inline_runner_gives_results_with_their_place(spec):
     ],
 )
 def test_actors_fill_the_nodes_and_never_more_than_fit(settings, nodes, tasks, actors):
-    assert encoder_actor_count(EmbeddingConfig(**settings), nodes=nodes, tasks=tasks) == actors
+    shapes = [NodeShape(cpus, gpus, 64_000) for cpus, gpus in nodes]
+    assert (
+        encoder_actor_count(EmbeddingConfig(**settings), nodes=shapes, memory_mb=1024, tasks=tasks) == actors
+    )
 
 
 def test_an_actor_that_fits_no_node_is_refused_with_the_setting():
+    nodes = [NodeShape(8, 0, 64_000), NodeShape(4, 0, 64_000)]
     with pytest.raises(
-        ConfigError, match=r"embedding\.threads_per_actor: an actor needs 16 cores, the largest node has 8"
+        ConfigError,
+        match=r"embedding\.threads_per_actor: an encoder actor reserves 16 cores, the largest node has 8",
     ):
-        encoder_actor_count(EmbeddingConfig(threads_per_actor=16), nodes=[(8, 0), (4, 0)], tasks=9)
+        encoder_actor_count(EmbeddingConfig(threads_per_actor=16), nodes=nodes, memory_mb=1024, tasks=9)

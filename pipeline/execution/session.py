@@ -5,9 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import structlog
+
 from pipeline.artifacts import StageOutput
 from pipeline.config import Config
 from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.ledger import Ledger, StageWatch
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
 from pipeline.execution.work import Done, StoreSpec, Task
@@ -24,7 +27,7 @@ class Session:
     spec: StoreSpec
     store: Store
     runner: Runner
-    seconds: dict[str, float] = field(default_factory=dict)
+    ledger: Ledger = field(default_factory=Ledger)
     tasks: int = 0
     reused: int = 0
     task_peak_mb: float = 0.0
@@ -34,11 +37,17 @@ class Session:
     bytes_by_path: dict[str, int] = field(default_factory=dict)
     """Sizes of the files that this run wrote or reused."""
 
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time by part of the run."""
+        return self.ledger.seconds
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with structlog.contextvars.bound_contextvars(stage=stage):
+                yield
         finally:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
 
@@ -48,15 +57,20 @@ class Session:
         """Results as they finish, counted and shown."""
         spec = encoder.spec if encoder is not None else None
         finished = self.runner.run(tasks) if spec is None else self.runner.encode(tasks, spec)
-        for place, done in track(finished, label=stage, total=len(tasks)):
-            self.tasks += 1
-            self.reused += done.reused
-            self.bytes_by_path.update({ref.path: ref.bytes for ref in done.output.files.values()})
-            if spec is None:
-                self.task_peak_mb = max(self.task_peak_mb, done.peak_mb)
-            else:
-                self.actor_peak_mb = max(self.actor_peak_mb, done.peak_mb)
-            yield place, done
+        limit_mb = (
+            self.config.ray.task_memory_mb if spec is None else self.config.embedding.memory_mb_per_actor
+        )
+        with StageWatch(self.ledger, tasks, limit_mb) as watch:
+            for place, done in track(finished, label=stage, total=len(tasks)):
+                watch.saw(done)
+                self.tasks += 1
+                self.reused += done.reused
+                self.bytes_by_path.update({ref.path: ref.bytes for ref in done.output.files.values()})
+                if spec is None:
+                    self.task_peak_mb = max(self.task_peak_mb, done.peak_mb)
+                else:
+                    self.actor_peak_mb = max(self.actor_peak_mb, done.peak_mb)
+                yield place, done
 
     def measured(self) -> dict[str, object]:
         """What the run took, beside what the estimate says."""

@@ -18,8 +18,9 @@ from typing import Any
 
 import threadpoolctl
 
-from pipeline.artifacts import FORMAT_VERSION, FileRef, Receipt, StageOutput
+from pipeline.artifacts import FORMAT_VERSION, FileRef, Receipt, ShardSpec, StageOutput
 from pipeline.config import StorageConfig
+from pipeline.corpus import count_reasons
 from pipeline.errors import MissingFileError
 from pipeline.storage import Log, Store, canonical_json, open_store
 
@@ -76,6 +77,16 @@ class Task:
         }
         return hashlib.sha256(canonical_json(identity)).hexdigest()[:40]
 
+    @property
+    def shard(self) -> str | None:
+        """Which slice of the stage's work this is, for people: `shard 3`, `bucket 0`; None where the task is the stage."""
+        if not isinstance(self.inputs, dict):
+            return None
+        for kind in ("shard", "bucket", "segment", "unit"):
+            if kind in self.inputs:
+                return f"{kind} {_number(self.inputs[kind])}"
+        return None
+
     def without_shared(self) -> "Task":
         """The task as it travels, its shared arguments apart."""
         return replace(self, shared={})
@@ -91,6 +102,12 @@ class Done:
     seconds: float
     peak_mb: float
     """Largest resident memory of the worker so far."""
+    letters: Mapping[str, int] = field(default_factory=dict)
+    """Rows set aside, by kind of reason."""
+    attempt: int = 1
+    """Which attempt succeeded."""
+    failures: tuple[str, ...] = ()
+    """Why the attempts before it failed, oldest first."""
 
 
 @functools.cache
@@ -102,6 +119,15 @@ def versions() -> dict[str, str]:
 def digest(value: Any) -> str:
     """Hash of inputs that many tasks have in common, made once instead of in every key."""
     return hashlib.sha256(canonical_json(_plain(value))).hexdigest()
+
+
+def _number(value: Any) -> object:
+    """What names a slice: its number, or the name of its file."""
+    if isinstance(value, ShardSpec):
+        return value.shard_no
+    if isinstance(value, FileRef):
+        return value.path.rpartition("/")[2].partition(".")[0]
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -134,19 +160,21 @@ def perform(task: Task, shared: Mapping[str, Any], spec: StoreSpec, threads: int
     if newest:
         receipt = Receipt.model_validate(log.read(newest))
         if _files_are_there(store, receipt):
-            return _done(receipt.output, start, reused=True)
+            return _done(store, receipt.output, start, reused=True)
     with threadpoolctl.threadpool_limits(threads):
         output = task.call(store, *extra, **shared)
     receipt = Receipt(key=task.key, stage=task.stage, output=output, worker=uuid.uuid4().hex)
     if not log.append(newest + 1, receipt.model_dump(mode="json")):
         output = Receipt.model_validate(log.read(newest + 1)).output
-    return _done(output, start, reused=False)
+    return _done(store, output, start, reused=False)
 
 
-def _done(output: StageOutput, start: float, *, reused: bool) -> Done:
+def _done(store: Store, output: StageOutput, start: float, *, reused: bool) -> Done:
+    letters = [output.files["dead_letters"]] if "dead_letters" in output.files else []
+    reasons = count_reasons(store, letters)
     unit = 1024 if sys.platform == "linux" else 1024 * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return Done(output, reused, time.perf_counter() - start, peak)
+    return Done(output, reused, time.perf_counter() - start, peak, reasons)
 
 
 def _files_are_there(store: Store, receipt: Receipt) -> bool:

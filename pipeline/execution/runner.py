@@ -7,6 +7,8 @@ worker's unit is given to another; results come as they finish, each with its pl
 import functools
 import math
 import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -232,6 +234,7 @@ def _start(config: ClusterConfig) -> None:
         # Ray 2.60 asks for a token even on this machine alone; a cluster of its own keeps its own setting.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    stops = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=config.address or "local",
@@ -245,6 +248,10 @@ def _start(config: ClusterConfig) -> None:
         raise ConfigError(
             "ray.address", f"no Ray cluster answers at {config.address} ({error})", "start one"
         ) from error
+    finally:
+        # Ray takes SIGTERM for itself and ends the job with 15, which no scheduler understands.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stops)
 
 
 def _cpus() -> int:
@@ -254,24 +261,25 @@ def _cpus() -> int:
 
 
 def _windowed(submit: Any, tasks: Sequence[Task], window: int) -> Iterator[tuple[int, Done]]:
-    """Keep at most `window` tasks submitted; whatever is left is cancelled when the caller stops."""
+    """Keep at most `window` tasks submitted.
+
+    When the caller stops, they are left to finish, or to end with the job. Cancelling them would be of little use, and Ray
+    2.60 aborts the whole driver if a task that is being cancelled finishes at that moment (task_manager.cc, "Tried to
+    complete task that was not pending"): the exit code of Ctrl-C would be lost.
+    """
     import ray
 
     running: dict[Any, int] = {}
     waiting = iter(range(len(tasks)))
-    try:
-        while True:
-            while len(running) < window and (place := next(waiting, None)) is not None:
-                running[submit(place)] = place
-            if not running:
-                return
-            ready, _ = ray.wait(list(running), num_returns=1)
-            for reference in ready:
-                place = running.pop(reference)
-                yield place, _outcome(reference, tasks[place])
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=False)
+    while True:
+        while len(running) < window and (place := next(waiting, None)) is not None:
+            running[submit(place)] = place
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1)
+        for reference in ready:
+            place = running.pop(reference)
+            yield place, _outcome(reference, tasks[place])
 
 
 def _pooled(actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:

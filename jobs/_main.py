@@ -4,11 +4,11 @@ stdout carries one JSON object, the summary, as its last line; logs, progress an
 0 ok, 2 usage, 3 publish conflict, 4 quality gate failed, 65 bad data, 75 transient, 78 bad config, 130 and 143 stopped.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -17,9 +17,9 @@ import structlog
 import typer
 
 from pipeline.errors import PipelineError
-from pipeline.execution.progress import configure_logging
+from pipeline.execution.logs import StrayOutput, configure_logging
 
-__all__ = ["Conf", "Overrides", "finish", "run_command"]
+__all__ = ["Conf", "Overrides", "exit_code_of", "finish", "run_command"]
 
 Conf = Annotated[str, typer.Argument(metavar="CONF", help="YAML of the run; see conf/README.md.")]
 Overrides = Annotated[
@@ -47,25 +47,37 @@ def finish(work: Callable[[], dict[str, Any]]) -> NoReturn:
 
 def _outcome(work: Callable[[], dict[str, Any]]) -> int:
     try:
-        summary, code = work(), 0
-    except PipelineError as error:
-        summary, code = _failure(error, str(error), error.exit_code)
-    except (KeyboardInterrupt, _TerminatedError) as stop:
-        code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
-        summary, code = _failure(
-            stop, "stopped; finished work is kept: run the same command again to go on", code
-        )
-    except Exception as error:  # noqa: BLE001  (the last place that can turn a defect into an exit code)
-        traceback.print_exc()
-        summary, code = _failure(error, f"{type(error).__name__}: {error}", FAILED)
+        with contextlib.redirect_stdout(StrayOutput()):
+            summary, code = work(), 0
+    except (Exception, KeyboardInterrupt, _TerminatedError) as error:  # noqa: BLE001  (a defect too gets an exit code)
+        code = exit_code_of(error)
+        summary = _failure(error, code)
     print(json.dumps(summary, default=str), flush=True)  # noqa: T201  (the contract: the last line of stdout)
     return code
 
 
-def _failure(error: BaseException, message: str, code: int) -> tuple[dict[str, Any], int]:
-    name = type(error).__name__.strip("_")
-    structlog.get_logger().error("job_stopped", error=name, message=message, exit_code=code)
-    return {"error": name, "message": message, "exit_code": code}, code
+def exit_code_of(error: BaseException) -> int:
+    """Exit code of a job that ends with this error."""
+    match error:
+        case PipelineError():
+            return error.exit_code
+        case KeyboardInterrupt():
+            return INTERRUPTED
+        case _TerminatedError():
+            return TERMINATED
+        case _:
+            return FAILED
+
+
+def _failure(error: BaseException, code: int) -> dict[str, Any]:
+    name, message = type(error).__name__.strip("_"), str(error)
+    if code in (INTERRUPTED, TERMINATED):
+        message = "stopped; finished work is kept: run the same command again to go on"
+    elif code == FAILED:
+        message = f"{name}: {message}"
+    defect = error if code == FAILED else None
+    structlog.get_logger().error("job_stopped", error=name, message=message, exit_code=code, exc_info=defect)
+    return {"error": name, "message": message, "exit_code": code}
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

@@ -1,15 +1,16 @@
 """What a person sees at the end of a run: tables and example searches, on stderr."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from pipeline.artifacts import RunRecord
 from pipeline.config import Config
 
-__all__ = ["show_pairs", "show_run"]
+__all__ = ["run_line", "show_pairs", "show_run", "show_runs"]
 
 SHOWN_CHARS = 110
 
@@ -117,3 +118,30 @@ def _value_text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_value_text(part)}" for name, part in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def run_line(record: RunRecord) -> dict[str, object]:
+    """What `strata status` says of one run."""
+    return {
+        "run": record.run,
+        "started": record.started.isoformat(timespec="seconds"),
+        "status": record.status,
+        "exit_code": record.exit_code,
+        "seconds": record.seconds,
+        "release": record.summary.get("release"),
+        "documents": record.summary.get("documents"),
+        "error": record.error,
+        "message": record.message,
+    }
+
+
+def show_runs(records: Sequence[RunRecord]) -> None:
+    """Print how the last runs went."""
+    if not records:
+        return
+    table = Table("run", "started", "status", "seconds", "release", "documents", "error", box=None)
+    for record in records:
+        line = run_line(record)
+        names = ("run", "started", "status", "seconds", "release", "documents", "message")
+        table.add_row(*(escape(str(line[name] if line[name] is not None else "")) for name in names))
+    Console(stderr=True, highlight=False).print(table)

@@ -1,12 +1,12 @@
 """Take the corpus to a published release.
 
 Reads    the corpus, queries and qrels of CONF
-Writes   documents, embeddings, partitions, an index, a release; moves the alias `current`
+Writes   documents, embeddings, partitions, an index, a release, a record of the run; moves the alias `current`
 Rerun    safe: finished work is skipped, unchanged input ends at once
 Run      strata run conf/quickstart.yaml
 """
 
-from jobs._main import Conf, Overrides, finish, run_command
+from jobs._main import Conf, Overrides, exit_code_of, finish, run_command
 
 __all__ = ["command"]
 
@@ -21,12 +21,15 @@ def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (type
         from pipeline.config import load_config
         from pipeline.errors import PipelineError
         from pipeline.execution.flows import run
+        from pipeline.execution.recording import recorded
         from pipeline.execution.runner import RayRunner
         from pipeline.execution.work import StoreSpec
 
         config = load_config(conf, tuple(overrides))
         spec = StoreSpec(config.root, config.storage)
-        summary = run(config, spec, lambda: RayRunner(spec, config.ray))
+        with recorded(config, exit_code_of) as under_way:
+            summary = run(config, spec, lambda: RayRunner(spec, config.ray), under_way.ledger)
+            under_way.summary = summary
         try:
             show_run(config, summary)
         except PipelineError as error:

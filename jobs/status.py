@@ -1,29 +1,49 @@
-"""Say what is published, what came before it, and what is unfinished.
+"""Say what is published, what came before it, what is unfinished, and how the last runs went.
 
-Reads    alias, releases, plans
-Writes   nothing
+Reads    alias, releases, plans, records of runs
+Writes   nothing; with --metrics a file for Prometheus
 Rerun    safe
 Run      strata status conf/quickstart.yaml
 """
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from jobs._main import Conf, Overrides, finish, run_command
 
 __all__ = ["command"]
 
+RUNS_READ, RUNS_SHOWN = 100, 10
 
-def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (typer reads the default, nobody changes it)
-    """Say what is published, what came before it, and what is unfinished."""
+
+def command(
+    conf: Conf,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write figures for the node exporter's textfile collector."),
+    ] = None,
+    overrides: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
+) -> None:
+    """Say what is published, what came before it, what is unfinished, and how the last runs went."""
 
     def work() -> dict[str, object]:
-        from jobs._show import show_pairs
+        from jobs._show import run_line, show_pairs, show_runs
         from pipeline.config import load_config
-        from pipeline.release import describe
+        from pipeline.release import describe, read_runs
         from pipeline.storage import open_store
 
         config = load_config(conf, tuple(overrides))
-        summary = describe(open_store(config.root, config.storage))
+        store = open_store(config.root, config.storage)
+        summary, runs = describe(store), read_runs(store, last=RUNS_READ)
         show_pairs(summary)
-        return summary
+        show_runs(runs[-RUNS_SHOWN:])
+        if metrics is not None:
+            from pipeline.execution.textfile import write_textfile
+
+            write_textfile(metrics, config, summary["release"], runs)
+        return {**summary, "runs": [run_line(record) for record in runs[-RUNS_SHOWN:]]}
 
     finish(work)
 

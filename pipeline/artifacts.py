@@ -4,6 +4,7 @@ Paths are relative to the root. Bytes of each artifact: `canonical_json(model.mo
 """
 
 import json
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ __all__ = [
     "Plan",
     "Receipt",
     "ReleaseRecord",
+    "RunRecord",
     "SearchDefaults",
     "Segment",
     "ShardSpec",
@@ -214,6 +216,41 @@ class AliasEntry(_Frozen):
     """Tells the publisher's own entry from another's."""
     reason: Literal["publish", "rollback"]
     created: str
+
+
+class RunRecord(_Frozen):
+    """How one run went, however it ended; for people and for alerts."""
+
+    format: int = FORMAT_VERSION
+    run: str
+    """Id of the run, which is on every line of its logs."""
+    status: Literal["finished", "failed", "stopped"]
+    """`stopped`: by Ctrl-C or SIGTERM."""
+    exit_code: int
+    error: str | None = None
+    """Class of the error."""
+    message: str | None = None
+    started: datetime
+    finished: datetime
+    seconds: float
+    root: str
+    corpus: str
+    config: str
+    """Fingerprint of the settings."""
+    settings: dict[str, object]
+    versions: dict[str, str]
+    host: dict[str, object]
+    """What kind of machine the driver ran on."""
+    plan: str | None = None
+    estimate: dict[str, object] = {}
+    judged: dict[str, object] = {}
+    """What the gates saw, of a run that did not finish."""
+    seconds_by_part: dict[str, float] = {}
+    stages: dict[str, dict[str, int | float]] = {}
+    """By stage: tasks, done, reused, retried, workers_lost, rows, bytes, seconds, peak_memory_mb."""
+    dead_letters_by_reason: dict[str, int] = {}
+    summary: dict[str, object] = {}
+    """The summary line of a run that finished."""
 
 
 M = TypeVar("M", bound=BaseModel)

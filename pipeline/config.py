@@ -293,6 +293,8 @@ class ClusterConfig(_Strict):
     need more is refused."""
     max_retries: int = Field(3, ge=0)
     """Attempts after a lost worker or a transient error."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Port on which a local Ray exports metrics for Prometheus; absent: any free one. A cluster has its own setting."""
 
 
 class Config(_Strict):

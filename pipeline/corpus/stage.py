@@ -4,6 +4,7 @@ The only module of the package that writes. A stage takes names of files and ret
 (`StageOutput`); it knows nothing of what ran before or of the cluster it runs on.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from pipeline.corpus.identity import (
 )
 from pipeline.corpus.merging import Letter, common_reasons, first_wins, letters_of_duplicates
 from pipeline.corpus.reading import read_batches
+from pipeline.corpus.rules import kind_of_reason
 from pipeline.errors import ConfigError, ErrorBudgetError
 from pipeline.schemas import DEAD_LETTERS, documents_schema
 from pipeline.storage import Store, open_store
@@ -42,6 +44,7 @@ from pipeline.tables import (
 
 __all__ = [
     "check_error_budget",
+    "count_reasons",
     "documents_by_id",
     "merge_documents",
     "read_dead_letters",
@@ -165,6 +168,18 @@ def read_dead_letters(store: Store, files: Sequence[FileRef]) -> pa.Table:
     """Rows of several dead-letter files as one table (schemas.DEAD_LETTERS)."""
     tables = [read_columns(store, ref.path).cast(DEAD_LETTERS) for ref in files]
     return pa.concat_tables([DEAD_LETTERS.empty_table(), *tables])
+
+
+def count_reasons(store: Store, files: Sequence[FileRef]) -> dict[str, int]:
+    """Rows of dead-letter files by kind of reason; all duplicates are one kind, whatever they are duplicates of."""
+    counts: Counter[str] = Counter()
+    for ref in files:
+        reasons = read_columns(store, ref.path, ["reason"])["reason"]
+        for found in pc.value_counts(reasons).to_pylist():
+            reason = found["values"]
+            kind = "duplicate" if reason.startswith("duplicate of") else kind_of_reason(reason)
+            counts[kind] += found["counts"]
+    return dict(counts)
 
 
 def documents_by_id(

@@ -6,6 +6,8 @@ first, those that an autoscaler may still start among them, and one that fits no
 
 import fnmatch
 import os
+import signal
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,12 +163,17 @@ def start(config: ClusterConfig) -> None:
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     settings = _local_settings(config) if config.address is None else _cluster_settings(config)
+    stops = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**settings, namespace=config.namespace, log_to_driver=False, configure_logging=False)
     except (ConnectionError, ray.exceptions.AuthenticationError) as error:
         problem = f"no Ray cluster answers at {config.address} ({' '.join(str(error).split())})"
         remedy = "start one, or give this process its token (RAY_AUTH_MODE=token, RAY_AUTH_TOKEN)"
         raise ConfigError("ray.address", problem, remedy) from error
+    finally:
+        # Ray takes SIGTERM for itself and ends the job with 15, which no scheduler understands.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stops)
 
 
 def _cluster_settings(config: ClusterConfig) -> dict[str, Any]:
@@ -185,4 +192,5 @@ def _local_settings(config: ClusterConfig) -> dict[str, Any]:
         "_memory": config.memory_mb and config.memory_mb * MB,
         "object_store_memory": config.object_store_mb and config.object_store_mb * MB,
         "_temp_dir": config.temp_dir,
+        "_metrics_export_port": config.metrics_port,
     }

@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +42,9 @@ from pipeline.evaluation.judging import check_gates
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import check_fits, estimate
 from pipeline.execution.judgement import judge
+from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
+from pipeline.execution.metrics import Metrics
 from pipeline.execution.session import Session
 from pipeline.execution.work import StoreSpec, Task, digest, versions
 from pipeline.filters import parse_filter
@@ -74,13 +77,16 @@ from pipeline.tables import read_columns
 __all__ = ["run"]
 
 
-def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[str, Any]:
+def run(
+    config: Config, spec: StoreSpec, runner_of: Callable[[], Any], ledger: Ledger | None = None
+) -> dict[str, Any]:
     """Take the corpus to a published release, or find that nothing changed.
 
     Args:
         config: The run.
         spec: The root.
         runner_of: Gives a context manager of a Runner; asked only if there is work.
+        ledger: Filled as the run goes on, for whoever records how it ended.
 
     Returns:
         The summary that the job prints.
@@ -91,6 +97,7 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
         DataError: The corpus breaks its contract.
     """
     start = time.perf_counter()
+    ledger = ledger if ledger is not None else Ledger()
     store = spec.open()
     started_at = read_alias(store)
     plan = plan_corpus(config.corpus, config.storage)
@@ -100,6 +107,10 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
     buckets = bucket_count(store, encoder.fingerprint, plan.rows)
     cpus = config.ray.num_cpus or os.cpu_count() or 1
     cost = estimate(plan, config, dims=encoder.dims, text_buckets=buckets, cpus=cpus)
+    ledger.facts |= {"plan": plan.fingerprint, "estimate": cost.as_dict()}
+    structlog.get_logger().info(
+        "planned", plan=plan.fingerprint, rows=plan.rows, shards=len(plan.shards), encoder=encoder.label
+    )
     check_fits(cost, config)
     inputs = _inputs_key(config, plan, encoder)
     current = read_release(store, started_at.release) if started_at is not None else None
@@ -110,15 +121,25 @@ def run(config: Config, spec: StoreSpec, runner_of: Callable[[], Any]) -> dict[s
     write_plan(store, plan)
     planned = time.perf_counter()
     with runner_of() as runner, PeakMemory() as memory:
-        session = Session(config, spec, store, runner, cost, memory)
-        session.seconds |= {
-            "plan": round(planned - start, 3),
-            "start": round(time.perf_counter() - planned, 3),
-        }
+        ledger.metrics = runner.metrics(config.corpus.identity)
+        session = Session(config, spec, store, runner, cost, memory, ledger)
+        session.seconds.update(plan=round(planned - start, 3), start=round(time.perf_counter() - planned, 3))
         origin = {"inputs": inputs, "estimate": cost.as_dict(), **_provenance(config)}
-        summary = _build_and_publish(session, plan, encoder, started_at, current, origin)
+        with _announced(ledger.metrics):
+            summary = _build_and_publish(session, plan, encoder, started_at, current, origin)
     mark_plan_done(store, plan)
     return summary
+
+
+@contextmanager
+def _announced(metrics: Metrics) -> Iterator[None]:
+    """Say that a run is under way, for as long as it is."""
+    metrics.record("strata_run_started_timestamp_seconds", time.time())
+    metrics.record("strata_run_state", 1)
+    try:
+        yield
+    finally:
+        metrics.record("strata_run_state", 0)
 
 
 def _check_examples(config: Config, plan: Plan, encoder: EncoderInForce) -> None:
@@ -491,6 +512,10 @@ def _publish(
     session.store.write(path, data)
     ref = FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     before = int(str(current.summary.get("documents", 0))) if current is not None else 0
+    session.ledger.facts["judged"] = summary
+    for name in ("recall_at_10", "ndcg_at_10"):
+        if name in summary:
+            session.ledger.metrics.record(f"strata_{name}", summary[name])
     gates = check_gates(session.config.gates, summary, removed=summary["removed"], documents_before=before)
     session.seconds["total"] = round(sum(session.seconds.values()), 3)
     summary |= session.measured() | {"gates": [asdict(gate) for gate in gates]}
@@ -512,6 +537,7 @@ def _publish(
         now=datetime.now(UTC),
         token=uuid.uuid4().hex,
     )
+    session.ledger.metrics.record("strata_release", record.release)
     return {**summary, "release": record.release, "published": True}
 
 

@@ -16,25 +16,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-__all__ = ["configure_logging", "track"]
+__all__ = ["track"]
 
 T = TypeVar("T")
 
 INTERVAL_S = 10.0
-
-
-def configure_logging() -> None:
-    """Send structured logs to stderr: words on a terminal, one JSON object per line elsewhere."""
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def track(items: Iterable[T], *, label: str, total: int) -> Iterator[T]:

@@ -15,7 +15,10 @@ from typing import Any, Protocol, Self
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
 from pipeline.errors import PipelineError, TransientError
+from pipeline.execution.attempts import perform_attempt, report_failure, with_failures
 from pipeline.execution.cluster import NodeShape, Request, check_request, cores, node_shapes, start
+from pipeline.execution.logs import bound_run
+from pipeline.execution.metrics import Metrics, NoMetrics, RayMetrics
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
 __all__ = ["THREADS_PER_TASK", "EncoderSpec", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
@@ -45,6 +48,10 @@ class Runner(Protocol):
 
     def encode(self, tasks: Sequence[Task], spec: EncoderSpec) -> Iterator[tuple[int, Done]]:
         """Perform tasks whose stage function wants an encoder as its last argument."""
+        ...
+
+    def metrics(self, corpus: str) -> Metrics:
+        """Where the figures of a run on this corpus go."""
         ...
 
 
@@ -83,6 +90,10 @@ class InlineRunner:
                 place,
                 perform(task, task.shared, self._store, spec.embedding.threads_per_actor, encoder),
             )
+
+    def metrics(self, corpus: str) -> Metrics:
+        assert corpus  # noqa: S101
+        return NoMetrics()
 
 
 def encoder_actor_count(
@@ -180,14 +191,14 @@ class RayRunner(AbstractContextManager["RayRunner"]):
             label_selector=self._config.task_labels or None,
             max_retries=self._config.max_retries,
             retry_exceptions=[TransientError],
-        )(perform)
-        shared = _Shared()
+        )(perform_attempt)
+        shared, run = _Shared(), bound_run()
 
         def submit(place: int) -> Any:
             task = tasks[place]
-            return remote.remote(task.without_shared(), shared.of(task), self._store, THREADS_PER_TASK)
+            return remote.remote(run, task.without_shared(), shared.of(task), self._store, THREADS_PER_TASK)
 
-        yield from _windowed(submit, len(tasks), self._config.max_in_flight or 2 * cores(nodes))
+        yield from _windowed(submit, tasks, self._config.max_in_flight or 2 * cores(nodes))
 
     def encode(self, tasks: Sequence[Task], spec: EncoderSpec) -> Iterator[tuple[int, Done]]:
         if not tasks:
@@ -205,13 +216,16 @@ class RayRunner(AbstractContextManager["RayRunner"]):
             max_restarts=-1,
             max_task_retries=self._config.max_retries,
         )
-        device = "cuda" if request.gpus else None
-        actors = [remote.remote(spec, self._store, device) for _ in range(count)]
+        device, run = "cuda" if request.gpus else None, bound_run()
+        actors = [remote.remote(spec, self._store, device, run) for _ in range(count)]
         try:
             yield from _pooled(actors, tasks)
         finally:
             for actor in actors:
                 ray.kill(actor)
+
+    def metrics(self, corpus: str) -> Metrics:
+        return RayMetrics(corpus)
 
 
 class _Shared:
@@ -231,8 +245,8 @@ class _Shared:
 class _EncoderActor:
     """A worker that keeps one encoder loaded; after a restart it loads it again at its next task."""
 
-    def __init__(self, spec: EncoderSpec, store: StoreSpec, device: str | None) -> None:
-        self._spec, self._store, self._device = spec, store, device
+    def __init__(self, spec: EncoderSpec, store: StoreSpec, device: str | None, run: str | None) -> None:
+        self._spec, self._store, self._device, self._run = spec, store, device, run
 
     @functools.cached_property
     def _encoder(self) -> TextEncoder:
@@ -243,27 +257,30 @@ class _EncoderActor:
         _ = self._encoder
 
     def perform(self, task: Task, shared: Mapping[str, Any]) -> Done:
-        return perform(task, shared, self._store, self._spec.embedding.threads_per_actor, self._encoder)
+        threads = self._spec.embedding.threads_per_actor
+        return perform_attempt(self._run, task, shared, self._store, threads, self._encoder)
 
 
-def _windowed(submit: Any, count: int, window: int) -> Iterator[tuple[int, Done]]:
-    """Keep at most `window` tasks submitted; whatever is left is cancelled when the caller stops."""
+def _windowed(submit: Any, tasks: Sequence[Task], window: int) -> Iterator[tuple[int, Done]]:
+    """Keep at most `window` tasks submitted.
+
+    When the caller stops, they are left to finish, or to end with the job. Cancelling them would be of little use, and Ray
+    2.60 aborts the whole driver if a task that is being cancelled finishes at that moment (task_manager.cc, "Tried to
+    complete task that was not pending"): the exit code of Ctrl-C would be lost.
+    """
     import ray
 
     running: dict[Any, int] = {}
-    waiting = iter(range(count))
-    try:
-        while True:
-            while len(running) < window and (place := next(waiting, None)) is not None:
-                running[submit(place)] = place
-            if not running:
-                return
-            ready, _ = ray.wait(list(running), num_returns=1)
-            for reference in ready:
-                yield running.pop(reference), _result(reference)
-    finally:
-        for reference in running:
-            ray.cancel(reference, force=False)
+    waiting = iter(range(len(tasks)))
+    while True:
+        while len(running) < window and (place := next(waiting, None)) is not None:
+            running[submit(place)] = place
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1)
+        for reference in ready:
+            place = running.pop(reference)
+            yield place, _outcome(reference, tasks[place])
 
 
 def _pooled(actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
@@ -288,8 +305,17 @@ def _pooled(actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Don
                 free += 2 * [loading.pop(reference)]
                 continue
             place, actor = running.pop(reference)
-            yield place, _result(reference)
+            yield place, _outcome(reference, tasks[place])
             free.append(actor)
+
+
+def _outcome(reference: Any, task: Task) -> Done:
+    """A task's result, with what went wrong before it; a failure for good is reported."""
+    try:
+        return with_failures(_result(reference), reference, task)
+    except PipelineError as error:
+        report_failure(error, reference, task)
+        raise
 
 
 def _result(reference: Any) -> Any:

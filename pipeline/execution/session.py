@@ -5,10 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import structlog
+
 from pipeline.artifacts import StageOutput
 from pipeline.config import Config
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.estimates import Estimate
+from pipeline.execution.ledger import Ledger, StageWatch
 from pipeline.execution.memory import PeakMemory
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
@@ -29,19 +32,23 @@ class Session:
     estimate: Estimate
     memory: PeakMemory
     """Of this process, the driver."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    ledger: Ledger
     tasks: int = 0
     reused: int = 0
-    peak_mb: dict[str, float] = field(default_factory=dict)
-    """Largest anonymous memory of a worker, by the stage of its task."""
     bytes_by_path: dict[str, int] = field(default_factory=dict)
     """Sizes of the files that this run wrote or reused."""
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time by part of the run."""
+        return self.ledger.seconds
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         try:
-            yield
+            with structlog.contextvars.bound_contextvars(stage=stage):
+                yield
         finally:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 3)
 
@@ -51,24 +58,28 @@ class Session:
         """Results as they finish, counted and shown."""
         spec = encoder.spec if encoder is not None else None
         finished = self.runner.run(tasks) if spec is None else self.runner.encode(tasks, spec)
-        for place, done in track(finished, label=stage, total=len(tasks)):
-            self.tasks += 1
-            self.reused += done.reused
-            self.bytes_by_path.update({ref.path: ref.bytes for ref in done.output.files.values()})
-            kind = tasks[place].stage
-            self.peak_mb[kind] = max(self.peak_mb.get(kind, 0.0), done.peak_mb)
-            yield place, done
+        limit_mb = (
+            self.config.ray.task_memory_mb if spec is None else self.config.embedding.memory_mb_per_actor
+        )
+        with StageWatch(self.ledger, tasks, limit_mb) as watch:
+            for place, done in track(finished, label=stage, total=len(tasks)):
+                watch.saw(done)
+                self.tasks += 1
+                self.reused += done.reused
+                self.bytes_by_path.update({ref.path: ref.bytes for ref in done.output.files.values()})
+                yield place, done
 
     def measured(self) -> dict[str, object]:
         """What the run took, beside what the estimate says."""
-        peaks = {**self.peak_mb, "driver": self.memory.peak_mb}
+        peaks = {kind: figures.peak_memory_mb for kind, figures in self.ledger.stages.items()}
+        peaks["driver"] = round(self.memory.peak_mb)
         return {
             "seconds": self.seconds,
             "tasks": self.tasks,
             "tasks_reused": self.reused,
             "bytes": sum(self.bytes_by_path.values()),
             "memory_by_stage": {
-                kind: {"estimate_mb": self.estimate.memory_by_stage.get(kind), "peak_mb": round(peak)}
+                kind: {"estimate_mb": self.estimate.memory_by_stage.get(kind), "peak_mb": peak}
                 for kind, peak in peaks.items()
                 if peak
             },

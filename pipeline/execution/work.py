@@ -16,8 +16,9 @@ from typing import Any
 
 import threadpoolctl
 
-from pipeline.artifacts import FORMAT_VERSION, FileRef, Receipt, StageOutput
+from pipeline.artifacts import FORMAT_VERSION, FileRef, Receipt, ShardSpec, StageOutput
 from pipeline.config import StorageConfig
+from pipeline.corpus import count_reasons
 from pipeline.errors import MissingFileError
 from pipeline.execution.memory import PeakMemory, give_back
 from pipeline.storage import Log, Store, canonical_json, open_store
@@ -75,6 +76,16 @@ class Task:
         }
         return hashlib.sha256(canonical_json(identity)).hexdigest()[:40]
 
+    @property
+    def shard(self) -> str | None:
+        """Which slice of the stage's work this is, for people: `shard 3`, `bucket 0`; None where the task is the stage."""
+        if not isinstance(self.inputs, dict):
+            return None
+        for kind in ("shard", "bucket", "segment", "unit"):
+            if kind in self.inputs:
+                return f"{kind} {_number(self.inputs[kind])}"
+        return None
+
     def without_shared(self) -> "Task":
         """The task as it travels, its shared arguments apart."""
         return replace(self, shared={})
@@ -89,7 +100,13 @@ class Done:
     """Whether a receipt of an earlier run stood for it."""
     seconds: float
     peak_mb: float
-    """Largest anonymous memory of the worker while it did this unit."""
+    """Largest anonymous memory of the worker while it did this unit; 0 where nothing was done."""
+    letters: Mapping[str, int] = field(default_factory=dict)
+    """Rows set aside, by kind of reason."""
+    attempt: int = 1
+    """Which attempt succeeded."""
+    failures: tuple[str, ...] = ()
+    """Why the attempts before it failed, oldest first."""
 
 
 @functools.cache
@@ -101,6 +118,15 @@ def versions() -> dict[str, str]:
 def digest(value: Any) -> str:
     """Hash of inputs that many tasks have in common, made once instead of in every key."""
     return hashlib.sha256(canonical_json(_plain(value))).hexdigest()
+
+
+def _number(value: Any) -> object:
+    """What names a slice: its number, or the name of its file."""
+    if isinstance(value, ShardSpec):
+        return value.shard_no
+    if isinstance(value, FileRef):
+        return value.path.rpartition("/")[2].partition(".")[0]
+    return value
 
 
 def _plain(value: Any) -> Any:
@@ -133,14 +159,19 @@ def perform(task: Task, shared: Mapping[str, Any], spec: StoreSpec, threads: int
     if newest:
         receipt = Receipt.model_validate(log.read(newest))
         if _files_are_there(store, receipt):
-            return Done(receipt.output, reused=True, seconds=time.perf_counter() - start, peak_mb=0.0)
+            return _done(store, receipt.output, start, reused=True, peak_mb=0.0)
     with PeakMemory() as memory, threadpoolctl.threadpool_limits(threads):
         output = task.call(store, *extra, **shared)
     give_back()
     receipt = Receipt(key=task.key, stage=task.stage, output=output, worker=uuid.uuid4().hex)
     if not log.append(newest + 1, receipt.model_dump(mode="json")):
         output = Receipt.model_validate(log.read(newest + 1)).output
-    return Done(output, reused=False, seconds=time.perf_counter() - start, peak_mb=memory.peak_mb)
+    return _done(store, output, start, reused=False, peak_mb=memory.peak_mb)
+
+
+def _done(store: Store, output: StageOutput, start: float, *, reused: bool, peak_mb: float) -> Done:
+    letters = [output.files["dead_letters"]] if "dead_letters" in output.files else []
+    return Done(output, reused, time.perf_counter() - start, peak_mb, count_reasons(store, letters))
 
 
 def _files_are_there(store: Store, receipt: Receipt) -> bool:

@@ -4,6 +4,7 @@ records.py     what is small and named by number: root.json, release records, th
 history.py     what the alias's entries mean: what is current, what was withdrawn, where to roll back to (pure)
 publishing.py  moves of the alias: publish, roll back; and retirement
 collecting.py  deletes what nothing names; the only code that lists a folder of the root
+runs.py        records of runs, for people and alerts
 verifying.py   reads back and hashes everything that a release names
 
 Data first, manifest next, release record after it, alias last: whatever crashes in between, readers see the old release
@@ -30,6 +31,7 @@ from pipeline.release.records import (
     was_withdrawn,
     write_plan,
 )
+from pipeline.release.runs import read_runs, write_run
 from pipeline.release.verifying import VerifyReport, verify
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "read_manifest",
     "read_rejection",
     "read_release",
+    "read_runs",
     "record_plan",
     "record_rejection",
     "retire",
@@ -56,4 +59,5 @@ __all__ = [
     "verify",
     "was_withdrawn",
     "write_plan",
+    "write_run",
 ]

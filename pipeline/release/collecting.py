@@ -1,8 +1,9 @@
-"""Delete what nothing names any more. The only code that lists folders of the root.
+"""Delete what nothing names any more. The only code that lists folders of the root to act on what it finds.
 
 A file goes if it lies where strata keeps data, no unretired release names it, no bucket log of the embedding cache names
-it, no receipt of unfinished work names it, and it is older than the grace period by the store's own clock. Files
-that are not of a known kind are left alone, and so are root.json, aliases, releases and plans.
+it, no receipt of unfinished work names it, and it is older than the grace period by the store's own clock. Of the
+records of runs the newest stay. Files that are not of a known kind are left alone, and so are root.json, aliases,
+releases and plans.
 
 A run may begin while files are being deleted, and reuse receipts whose files are about to go. It makes its plan live
 before it reuses anything, so files go in batches, and none goes once a plan, a release or a move of the alias is seen
@@ -31,6 +32,7 @@ from pipeline.release.records import (
     release_log,
     side_by_side,
 )
+from pipeline.release.runs import RUNS, old_records
 from pipeline.storage import STAGING, ObjectInfo, Store
 
 __all__ = ["CollectReport", "collect", "store_time"]
@@ -70,7 +72,7 @@ def collect(
     begun = _Work.read(store, now)
     retired = retirable(store, keep) if dry_run else retire(store, keep)
     # Listed before the names are read: whatever a run names meanwhile is then among the names.
-    listed = [found for folder in (*DATA_FOLDERS, RECEIPTS, STAGING) for found in store.list(folder)]
+    listed = [found for folder in (*DATA_FOLDERS, RECEIPTS, RUNS, STAGING) for found in store.list(folder)]
     names = _Names.read(store, listed, retired=frozenset(retired), now=now)
     orphans = [found for found in listed if names.may_go(found) and now - found.modified >= grace]
     orphans = _receipts_first(orphans)
@@ -158,6 +160,7 @@ class _Names:
     folders: frozenset[str]
     """Folders all of whose files are named."""
     dead_receipts: frozenset[str]
+    old_runs: frozenset[str]
 
     @classmethod
     def read(
@@ -173,15 +176,18 @@ class _Names:
                 folders |= {partition.codes.binarizer for partition in manifest.partitions}
         paths |= _cached_paths(store, listed)
         receipts = _receipts(store, listed)
+        old_runs = old_records([found.path for found in listed])
         if _unfinished(store, now):
             paths |= {path for receipt in receipts.values() for path in _receipt_paths(receipt)}
-            return cls(frozenset(paths), frozenset(folders), frozenset())
-        return cls(frozenset(paths), frozenset(folders), _dead(receipts, paths))
+            return cls(frozenset(paths), frozenset(folders), frozenset(), old_runs)
+        return cls(frozenset(paths), frozenset(folders), _dead(receipts, paths), old_runs)
 
     def may_go(self, found: ObjectInfo) -> bool:
         """Whether a file is of a kind that is collected, and nothing names it."""
         if found.path.startswith(f"{RECEIPTS}/"):
             return found.path in self.dead_receipts
+        if found.path.startswith(f"{RUNS}/"):
+            return found.path in self.old_runs
         if found.path in self.paths or found.path.rpartition("/")[0] in self.folders:
             return False
         return not found.path.startswith("embeddings/") or _is_cache_file(found.path)

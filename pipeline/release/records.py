@@ -34,6 +34,7 @@ __all__ = [
     "PlanMark",
     "alias_log",
     "claim_root",
+    "corpus_of_root",
     "describe",
     "exists",
     "files_are_there",
@@ -102,13 +103,22 @@ def claim_root(store: Store, corpus: CorpusConfig) -> None:
     claim = _Root(corpus=corpus.identity)
     if store.put_if_absent("root.json", canonical_json(claim.model_dump(mode="json"))):
         return
-    found = parse_model(_Root, store.read("root.json"), f"{store.uri}/root.json").corpus
+    found = corpus_of_root(store)
     if found != corpus.identity:
         raise ConfigError(
             store.uri,
             f"this root belongs to the corpus {found!r}, found {corpus.identity!r} in the configuration",
             f"use another root, or set corpus.name to {found!r} if this is a new snapshot of the same corpus",
         )
+
+
+def corpus_of_root(store: Store) -> str | None:
+    """The corpus that the root belongs to; None where it is nobody's yet."""
+    try:
+        data = store.read("root.json")
+    except MissingFileError:
+        return None
+    return parse_model(_Root, data, f"{store.uri}/root.json").corpus
 
 
 # ------------------------------------------------------------------------------------------------ alias

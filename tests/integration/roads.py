@@ -10,7 +10,7 @@ import yaml
 
 from pipeline.config import Config, load_config
 from pipeline.execution.flows import run
-from pipeline.execution.runner import InlineRunner
+from pipeline.execution.runner import InlineRunner, RayRunner
 from pipeline.execution.work import StoreSpec
 
 WORDS = [
@@ -115,6 +115,12 @@ def configured(tmp_path: Path, content) -> Config:
 def run_inline(config: Config):
     spec = StoreSpec(config.root, config.storage)
     return run(config, spec, lambda: Inline(spec))
+
+
+def run_on(config: Config, ledger=None):
+    """A run on the Ray of this process, started for it if there is none."""
+    spec = StoreSpec(config.root, config.storage)
+    return run(config, spec, lambda: RayRunner(spec, config.ray), ledger)
 
 
 def data_files(store):

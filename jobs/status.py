@@ -1,6 +1,6 @@
-"""Say what is published, what came before it, and what is unfinished.
+"""Say what is published, what came before it, what is unfinished, and who holds the root.
 
-Reads    alias, releases, plans
+Reads    alias, releases, plans, the lease
 Writes   nothing
 Rerun    safe
 Run      strata status conf/quickstart.yaml
@@ -12,7 +12,7 @@ __all__ = ["command"]
 
 
 def command(conf: Conf, overrides: Overrides = []) -> None:  # noqa: B006  (typer reads the default, nobody changes it)
-    """Say what is published, what came before it, and what is unfinished."""
+    """Say what is published, what came before it, what is unfinished, and who holds the root."""
 
     def work() -> dict[str, object]:
         from jobs._show import show_pairs

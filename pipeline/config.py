@@ -27,6 +27,7 @@ __all__ = [
     "ExampleSearch",
     "GatesConfig",
     "LayoutConfig",
+    "LeaseConfig",
     "ReleaseConfig",
     "SearchConfig",
     "StorageConfig",
@@ -242,6 +243,18 @@ class ReleaseConfig(_Strict):
     """Age, by the store's own clock, before gc deletes a file that nothing names."""
 
 
+class LeaseConfig(_Strict):
+    """What a job does while another one changes the same root."""
+
+    on_busy: Literal["wait", "leave"] = "wait"
+    """wait: until the other has ended; leave: with exit 75, once the other is seen to be alive."""
+    wait_minutes: float = Field(60.0, ge=0)
+    """Longest wait; then the job leaves with exit 75."""
+    stale_after_s: float = Field(30.0, gt=0)
+    """Silence, watched by the waiting job's own clock, after which a holder counts as dead. A holder shows every 5 seconds that
+    it lives, oftener where this is below 30. One that was killed on this machine is found dead at once."""
+
+
 class StorageConfig(_Strict):
     """S3 settings; credentials come from the environment only."""
 
@@ -283,6 +296,7 @@ class Config(_Strict):
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig = GatesConfig()
     release: ReleaseConfig = ReleaseConfig()
+    lease: LeaseConfig = LeaseConfig()
     storage: StorageConfig = StorageConfig()
     ray: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0)

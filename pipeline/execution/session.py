@@ -11,6 +11,7 @@ from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
 from pipeline.execution.work import Done, StoreSpec, Task
+from pipeline.release import Lease
 from pipeline.storage import Store
 
 __all__ = ["Session"]
@@ -24,6 +25,7 @@ class Session:
     spec: StoreSpec
     store: Store
     runner: Runner
+    lease: Lease
     seconds: dict[str, float] = field(default_factory=dict)
     tasks: int = 0
     reused: int = 0

@@ -8,6 +8,7 @@ from pipeline.artifacts import Plan
 from pipeline.errors import CorruptArtifactError, MissingFileError
 from pipeline.release import collect, collecting, mark_plan_done, read_release, rollback, verify, write_plan
 from pipeline.release.collecting import ABANDONED_AFTER, CollectReport, store_time
+from pipeline.release.removal import ASIDE
 from tests.unit.release.conftest import Root
 
 GRACE = timedelta(hours=24)
@@ -105,10 +106,10 @@ def test_unfinished_work_without_a_later_end_is_never_given_up(
     assert _collect(root, later=10 * ABANDONED_AFTER).deleted == ()
 
 
-def _once_at_a_deletion(root: Root, monkeypatch: pytest.MonkeyPatch, event: Callable[[], Any]) -> None:
-    """Let something happen at the first deletion of a placed file; a batch is one file."""
+def _at_the_second_deletion(root: Root, monkeypatch: pytest.MonkeyPatch, event: Callable[[], Any]) -> None:
+    """Let something happen at the second deletion of a placed file; a batch is one file."""
     monkeypatch.setattr(collecting, "BATCH_FILES", 1)
-    events, delete = [event], root.store.delete
+    events, delete = [event, lambda: None], root.store.delete
 
     def deleting(path: str) -> None:
         delete(path)
@@ -119,7 +120,7 @@ def _once_at_a_deletion(root: Root, monkeypatch: pytest.MonkeyPatch, event: Call
 
 
 @pytest.mark.parametrize("event", ["a plan", "a plan again", "a release", "the alias"])
-def test_no_more_is_deleted_once_other_work_is_seen(
+def test_no_more_is_deleted_once_other_work_is_seen_and_the_batch_in_hand_is_put_back(
     root: Root, make_plan: Callable[[str], Plan], monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
     for seed in (1, 2):
@@ -134,11 +135,12 @@ def test_no_more_is_deleted_once_other_work_is_seen(
         "a release": lambda: root.publish(1),
         "the alias": lambda: rollback(root.store, 1),
     }
-    _once_at_a_deletion(root, monkeypatch, events[event])
+    _at_the_second_deletion(root, monkeypatch, events[event])
     report = _collect(root)
     gone = orphans - root.paths()
     assert len(gone) == 1
-    assert gone == orphans & {*report.deleted}
+    assert gone == {*report.deleted}
+    assert list(root.store.list(ASIDE)) == []
 
 
 def test_the_end_of_other_work_does_not_stop_a_collection(
@@ -146,7 +148,7 @@ def test_the_end_of_other_work_does_not_stop_a_collection(
 ) -> None:
     write_plan(root.store, make_plan("aa"))
     orphans = {root.scratch(seed).path for seed in (7, 8, 9)}
-    _once_at_a_deletion(root, monkeypatch, lambda: mark_plan_done(root.store, make_plan("aa")))
+    _at_the_second_deletion(root, monkeypatch, lambda: mark_plan_done(root.store, make_plan("aa")))
     assert {*_collect(root).deleted} == orphans
 
 

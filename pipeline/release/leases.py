@@ -162,6 +162,8 @@ class Lease:
 def hold_root(store: Store, job: str, config: LeaseConfig) -> Iterator[Lease]:
     """Take the root, keep it alive with a thread, and give it back at the end, however the end comes.
 
+    A job takes it once: inside, a second call waits for the first like any other.
+
     Args:
         store: The root.
         job: Name of the job, for people.

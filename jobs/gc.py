@@ -1,7 +1,8 @@
 """Delete what nothing names any more.
 
 Reads    releases, aliases, plans, receipts; lists the root
-Writes   retire markers; deletes files after the grace period
+Writes   retire markers; deletes files and aborts uploads after the grace period
+Holds    the lease of the root, but for --dry-run
 Rerun    safe
 Run      strata gc conf/quickstart.yaml --dry-run
 """
@@ -32,13 +33,14 @@ def command(
         config = load_config(conf, tuple(overrides))
         store = open_store(config.root, config.storage)
         grace = timedelta(hours=config.release.grace_hours)
-        report = collect(store, grace=grace, keep=config.release.keep, dry_run=dry_run)
+        report = collect(store, grace=grace, keep=config.release.keep, dry_run=dry_run, lease=config.lease)
         return {
             "dry_run": dry_run,
             "retired": list(report.retired),
             "deleted": len(report.deleted),
             "bytes": report.bytes,
             "kept": report.kept,
+            "uploads_aborted": report.aborted,
         }
 
     finish(work)

@@ -2,6 +2,7 @@
 
 Reads    the corpus, queries and qrels of CONF
 Writes   documents, embeddings, partitions, an index, a release, a record of the run; moves the alias `current`
+Holds    the lease of the root
 Rerun    safe: finished work is skipped, unchanged input ends at once
 Run      strata run conf/quickstart.yaml
 """

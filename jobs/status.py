@@ -1,6 +1,6 @@
-"""Say what is published, what came before it, what is unfinished, and how the last runs went.
+"""Say what is published, what came before it, what is unfinished, who holds the root, and how the last runs went.
 
-Reads    alias, releases, plans, records of runs
+Reads    alias, releases, plans, the lease, records of runs
 Writes   nothing; with --metrics a file for Prometheus
 Rerun    safe
 Run      strata status conf/quickstart.yaml
@@ -26,7 +26,7 @@ def command(
     ] = None,
     overrides: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
 ) -> None:
-    """Say what is published, what came before it, what is unfinished, and how the last runs went."""
+    """Say what is published, what came before it, what is unfinished, who holds the root, and how the last runs went."""
 
     def work() -> dict[str, object]:
         from jobs._show import run_line, show_pairs, show_runs

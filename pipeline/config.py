@@ -27,6 +27,7 @@ __all__ = [
     "ExampleSearch",
     "GatesConfig",
     "LayoutConfig",
+    "LeaseConfig",
     "ReleaseConfig",
     "ReportConfig",
     "SearchConfig",
@@ -255,6 +256,18 @@ class ReportConfig(_Strict):
     """What prices are in."""
 
 
+class LeaseConfig(_Strict):
+    """What a job does while another one changes the same root."""
+
+    on_busy: Literal["wait", "leave"] = "wait"
+    """wait: until the other has ended; leave: with exit 75, once the other is seen to be alive."""
+    wait_minutes: float = Field(60.0, ge=0)
+    """Longest wait; then the job leaves with exit 75."""
+    stale_after_s: float = Field(30.0, gt=0)
+    """Silence, watched by the waiting job's own clock, after which a holder counts as dead. A holder shows every 5 seconds that
+    it lives, oftener where this is below 30. One that was killed on this machine is found dead at once."""
+
+
 class StorageConfig(_Strict):
     """S3 settings; credentials come from the environment only."""
 
@@ -315,6 +328,7 @@ class Config(_Strict):
     gates: GatesConfig = GatesConfig()
     release: ReleaseConfig = ReleaseConfig()
     report: ReportConfig = ReportConfig()
+    lease: LeaseConfig = LeaseConfig()
     storage: StorageConfig = StorageConfig()
     ray: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0)

@@ -10,7 +10,9 @@
     │   ├── ErrorBudgetError        more bad rows than the configuration allows
     │   └── IncompatibleModelsError two artifacts come from different encoders or binarizers
     ├── TransientError              the same call may succeed; the runner retries                exit 75
-    │   └── StorageUnavailableError the store did not answer
+    │   ├── StorageUnavailableError the store did not answer
+    │   ├── RootBusyError           another job holds the root; nothing was done
+    │   └── LeaseLostError          this job was silent for so long that another one took the root over
     ├── PublishConflictError        another run moved the alias first; look again                exit 3
     └── QualityGateError            whole, but not good enough to publish                        exit 4
 
@@ -25,10 +27,12 @@ __all__ = [
     "ErrorBudgetError",
     "FilterError",
     "IncompatibleModelsError",
+    "LeaseLostError",
     "MissingFileError",
     "PipelineError",
     "PublishConflictError",
     "QualityGateError",
+    "RootBusyError",
     "SchemaMismatchError",
     "StorageUnavailableError",
     "TransientError",
@@ -100,6 +104,14 @@ class TransientError(PipelineError):
 
 class StorageUnavailableError(TransientError):
     """The store did not answer, or answered with an error that passes."""
+
+
+class RootBusyError(TransientError):
+    """Another job holds the root, and this one does not wait any longer; nothing was done."""
+
+
+class LeaseLostError(TransientError):
+    """The lease of the root passed to another job, because this one gave no sign of life."""
 
 
 class PublishConflictError(PipelineError):

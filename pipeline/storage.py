@@ -125,6 +125,18 @@ class Store(Protocol):
         """Remove an object; fine if it is gone."""
         ...
 
+    def copy(self, source: str, target: str) -> None:
+        """Keep an object under another path too, without its bytes travelling; MissingFileError if it is not there."""
+        ...
+
+    def uploads(self) -> Iterator[ObjectInfo]:
+        """Writes that were begun and not finished; the etag tells two of one path apart."""
+        ...
+
+    def abort_upload(self, upload: ObjectInfo) -> None:
+        """Give up an unfinished write; fine if it has ended."""
+        ...
+
 
 def is_remote(uri: str) -> bool:
     """Whether a URI names an S3 object."""
@@ -266,6 +278,18 @@ class LocalStore:
         with contextlib.suppress(MissingFileError), self._named(path):
             (self._folder / path).unlink()
 
+    def copy(self, source: str, target: str) -> None:
+        # A second name for the same bytes: no file is changed after it was written.
+        with self._named(source), self.staging() as local:
+            os.link(self._folder / source, local)
+            self.adopt(local, target)
+
+    def uploads(self) -> Iterator[ObjectInfo]:
+        return self.list(STAGING)
+
+    def abort_upload(self, upload: ObjectInfo) -> None:
+        self.delete(upload.path)
+
     def _made(self, target: Path) -> Path:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -405,8 +429,7 @@ class S3Store:
 
     def head(self, path: str) -> ObjectInfo:
         # Not fs.info, which lists where there is no object, and a log's reader asks for absent ones all the time.
-        key = "/".join(part for part in (self._key_prefix, path) if part)
-        found = self._request(path, lambda _: self._fs.call_s3("head_object", Bucket=self._bucket, Key=key))
+        found = self._request(path, self._call("head_object", Key=self._key(path)))
         return ObjectInfo(
             path, int(found["ContentLength"]), found["LastModified"], str(found.get("ETag", "")).strip('"')
         )
@@ -422,6 +445,37 @@ class S3Store:
     def delete(self, path: str) -> None:
         with contextlib.suppress(MissingFileError):
             self._request(path, self._fs.rm_file)
+
+    def copy(self, source: str, target: str) -> None:
+        key = f"{self._uri}/{target}".split("://", 1)[1]
+        self._request(source, lambda found: self._fs.cp_file(found, key))
+
+    def uploads(self) -> Iterator[ObjectInfo]:
+        folder = f"{self._key_prefix}/" if self._key_prefix else ""
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            follows = {
+                f"{name}Marker": page[f"Next{name}Marker"]
+                for name in ("Key", "UploadId")
+                if page.get(f"Next{name}Marker")
+            }
+            page = self._request("", self._call("list_multipart_uploads", Prefix=folder, **follows))
+            for entry in page.get("Uploads", ()):
+                yield ObjectInfo(
+                    entry["Key"].removeprefix(folder), 0, entry["Initiated"], str(entry["UploadId"])
+                )
+
+    def abort_upload(self, upload: ObjectInfo) -> None:
+        call = self._call("abort_multipart_upload", Key=self._key(upload.path), UploadId=upload.etag)
+        with contextlib.suppress(MissingFileError):
+            self._request(upload.path, call)
+
+    def _key(self, path: str) -> str:
+        return "/".join(part for part in (self._key_prefix, path) if part)
+
+    def _call(self, operation: str, **parameters: Any) -> Callable[[str], Any]:
+        """A request that s3fs has no method for; it is named by its parameters, not by the place it is made for."""
+        return lambda _: self._fs.call_s3(operation, Bucket=self._bucket, **parameters)
 
     def _request(self, path: str, call: Callable[[str], T]) -> T:
         """One request, tried again while the failure may pass; failures become our errors."""
@@ -586,21 +640,22 @@ class Log:
 
     def newest(self) -> int:
         """Number of the newest entry, 0 for an empty log: galloping, then bisection, with HEAD requests."""
-        if not self._exists(1):
+        if not self.has(1):
             return 0
         low, high = 1, 2
-        while self._exists(high):
+        while self.has(high):
             low, high = high, high * 2
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self._exists(middle) else (low, middle)
+            low, high = (middle, high) if self.has(middle) else (low, middle)
         return low
 
     def entries(self) -> list[Any]:
         """All entries, oldest first."""
         return [self.read(seq) for seq in range(1, self.newest() + 1)]
 
-    def _exists(self, seq: int) -> bool:
+    def has(self, seq: int) -> bool:
+        """Whether there is an entry of this number."""
         try:
             self._store.head(self.path(seq))
         except MissingFileError:

@@ -1,7 +1,8 @@
 """`run`, from a corpus to a published release: the order of the stages and what each hands to the next.
 
-Every stage is a list of tasks for a runner; what is done is skipped by receipt. The alias entry that the run may follow
-is read first of all, so that a slow run never undoes what another published meanwhile.
+Every stage is a list of tasks for a runner; what is done is skipped by receipt. The run holds the lease of the root from
+before it writes its plan until it has published. The alias entry that it may follow is read as soon as it has the lease, so
+that it sees what the run before it published, and never undoes what is published while it works.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -40,7 +41,7 @@ from pipeline.embedding.stage import Cache, bucket_count, encode_unit, open_cach
 from pipeline.errors import ConfigError, DataError, QualityGateError
 from pipeline.evaluation.judging import check_gates
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
-from pipeline.execution.estimates import check_fits, estimate
+from pipeline.execution.estimates import Estimate, check_fits, estimate
 from pipeline.execution.judgement import judge
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
@@ -62,6 +63,8 @@ from pipeline.index.training import grown_rows, sample_rows
 from pipeline.release import (
     claim_root,
     files_are_there,
+    hold_root,
+    is_held,
     mark_plan_done,
     publish,
     read_alias,
@@ -94,12 +97,53 @@ def run(
     Raises:
         QualityGateError: The index is whole but below the gates.
         PublishConflictError: Another run published meanwhile.
+        RootBusyError: Another job holds the root.
+        LeaseLostError: Another job took the root over, because this one gave no sign of life.
         DataError: The corpus breaks its contract.
     """
     start = time.perf_counter()
     ledger = ledger if ledger is not None else Ledger()
     store = spec.open()
-    started_at = read_alias(store)
+    before = read_alias(store)
+    prepared = _prepare(config, store, ledger)
+    if is_held(store) and (same := _unchanged_release(store, read_alias(store), prepared)) is not None:
+        # True at this moment, and nothing is written: as if this run had come before the one that holds the root.
+        return _unchanged(same, time.perf_counter() - start)
+    with hold_root(store, "run", config.lease) as lease:
+        started_at = read_alias(store)
+        if lease.waited or started_at != before:
+            # Another job was first: what it published may be of a newer corpus than was found before.
+            prepared = _prepare(config, store, ledger)
+        if (same := _unchanged_release(store, started_at, prepared)) is not None:
+            # A run that died between its alias entry and this line left its plan open.
+            mark_plan_done(store, prepared.plan)
+            return _unchanged(same, time.perf_counter() - start)
+        current = read_release(store, started_at.release) if started_at is not None else None
+        write_plan(store, prepared.plan)
+        planned = time.perf_counter()
+        with runner_of() as runner, PeakMemory() as memory:
+            ledger.metrics = runner.metrics(config.corpus.identity)
+            session = Session(config, spec, store, runner, lease, prepared.cost, memory, ledger)
+            session.seconds.update(
+                plan=round(planned - start, 3), start=round(time.perf_counter() - planned, 3)
+            )
+            with _announced(ledger.metrics):
+                summary = _build_and_publish(session, prepared, started_at, current)
+        mark_plan_done(store, prepared.plan)
+    return summary
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What is known before any work."""
+
+    plan: Plan
+    encoder: EncoderInForce
+    cost: Estimate
+    inputs: str
+
+
+def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     plan = plan_corpus(config.corpus, config.storage)
     claim_root(store, config.corpus)
     encoder = encoder_in_force(store, config, plan)
@@ -112,23 +156,16 @@ def run(
         "planned", plan=plan.fingerprint, rows=plan.rows, shards=len(plan.shards), encoder=encoder.label
     )
     check_fits(cost, config)
-    inputs = _inputs_key(config, plan, encoder)
-    current = read_release(store, started_at.release) if started_at is not None else None
-    if current is not None and current.summary.get("inputs") == inputs and files_are_there(store, current):
-        # A run that died between its alias entry and this line left its plan open.
-        mark_plan_done(store, plan)
-        return _unchanged(current, time.perf_counter() - start)
-    write_plan(store, plan)
-    planned = time.perf_counter()
-    with runner_of() as runner, PeakMemory() as memory:
-        ledger.metrics = runner.metrics(config.corpus.identity)
-        session = Session(config, spec, store, runner, cost, memory, ledger)
-        session.seconds.update(plan=round(planned - start, 3), start=round(time.perf_counter() - planned, 3))
-        origin = {"inputs": inputs, "estimate": cost.as_dict(), **_provenance(config)}
-        with _announced(ledger.metrics):
-            summary = _build_and_publish(session, plan, encoder, started_at, current, origin)
-    mark_plan_done(store, plan)
-    return summary
+    return _Prepared(plan, encoder, cost, _inputs_key(config, plan, encoder))
+
+
+def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepared) -> ReleaseRecord | None:
+    """The release that the alias names, if it is whole and was made of the same; None if there is work to do."""
+    if alias is None:
+        return None
+    current = read_release(store, alias.release)
+    same = current.summary.get("inputs") == prepared.inputs
+    return current if same and files_are_there(store, current) else None
 
 
 @contextmanager
@@ -211,13 +248,9 @@ class _Documents:
 
 
 def _build_and_publish(
-    session: Session,
-    plan: Plan,
-    encoder: EncoderInForce,
-    started_at: AliasEntry | None,
-    current: ReleaseRecord | None,
-    origin: Mapping[str, Any],
+    session: Session, prepared: _Prepared, started_at: AliasEntry | None, current: ReleaseRecord | None
 ) -> dict[str, Any]:
+    plan, encoder = prepared.plan, prepared.encoder
     cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
     documents = _read_documents(session, plan, encoder, cache)
     encoded = _embed(session, documents, encoder, cache)
@@ -236,7 +269,9 @@ def _build_and_publish(
         **_sizes(manifest),
         **measured,
         "plan": plan.fingerprint,
-        **origin,
+        "inputs": prepared.inputs,
+        "estimate": prepared.cost.as_dict(),
+        **_provenance(session.config),
         "skipped": False,
     }
     return _publish(session, manifest, summary, started_at, current)
@@ -528,6 +563,7 @@ def _publish(
     if was_withdrawn(session.store, manifest.index):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}
+    session.lease.check()
     record = publish(
         session.store,
         manifest,

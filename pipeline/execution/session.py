@@ -16,6 +16,7 @@ from pipeline.execution.memory import PeakMemory
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
 from pipeline.execution.work import Done, StoreSpec, Task
+from pipeline.release import Lease
 from pipeline.storage import Store
 
 __all__ = ["Session"]
@@ -29,6 +30,7 @@ class Session:
     spec: StoreSpec
     store: Store
     runner: Runner
+    lease: Lease
     estimate: Estimate
     memory: PeakMemory
     """Of this process, the driver."""

@@ -3,7 +3,9 @@
 records.py     what is small and named by number: root.json, release records, the alias, plans
 history.py     what the alias's entries mean: what is current, what was withdrawn, where to roll back to (pure)
 publishing.py  moves of the alias: publish, roll back; and retirement
-collecting.py  deletes what nothing names; the only code that lists a folder of the root
+leases.py      the lease of the root: one job at a time changes it
+collecting.py  finds what nothing names and deletes it; the only code that lists data of the root
+removal.py     deletion that can be taken back until it is known that nobody else was at work
 runs.py        records of runs, for people and alerts
 verifying.py   reads back and hashes everything that a release names
 
@@ -13,6 +15,7 @@ or the new one.
 
 from pipeline.release.collecting import CollectReport, collect
 from pipeline.release.history import History
+from pipeline.release.leases import Lease, hold_root, is_held
 from pipeline.release.publishing import publish, retire, rollback
 from pipeline.release.records import (
     claim_root,
@@ -37,11 +40,14 @@ from pipeline.release.verifying import VerifyReport, verify
 __all__ = [
     "CollectReport",
     "History",
+    "Lease",
     "VerifyReport",
     "claim_root",
     "collect",
     "describe",
     "files_are_there",
+    "hold_root",
+    "is_held",
     "list_releases",
     "live_plans",
     "mark_plan_done",

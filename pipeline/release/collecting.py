@@ -5,21 +5,23 @@ it, no receipt of unfinished work names it, and it is older than the grace perio
 records of runs the newest stay. Files that are not of a known kind are left alone, and so are root.json, aliases,
 releases and plans.
 
-A run may begin while files are being deleted, and reuse receipts whose files are about to go. It makes its plan live
-before it reuses anything, so files go in batches, and none goes once a plan, a release or a move of the alias is seen
-that was not there at the beginning. What a run reuses while one batch is being deleted may still go with that batch:
-until there is a lease of the root, that window stays.
+Collecting holds the lease of the root, so no run reuses receipts whose files are about to go. Files go in batches. Before
+a batch and after it the collector looks whether it still has the lease, and whether anything began meanwhile that
+needs none or had lost its own: a plan, a release, a move of the alias. If so, the batch is put back (`removal`) and no more goes.
 """
 
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 import structlog
 
 from pipeline.artifacts import IndexManifest, Receipt, ReleaseRecord, parse_model
-from pipeline.errors import CorruptArtifactError, MissingFileError
+from pipeline.config import LeaseConfig
+from pipeline.errors import CorruptArtifactError, PublishConflictError
+from pipeline.release.leases import LEASES, Lease, beat_number, hold_root
 from pipeline.release.publishing import retirable, retire
 from pipeline.release.records import (
     alias_log,
@@ -28,12 +30,14 @@ from pipeline.release.records import (
     named_files,
     plan_marks,
     plan_path,
+    read_alias,
     read_manifest,
     release_log,
     side_by_side,
 )
+from pipeline.release.removal import put_back_left_overs, remove
 from pipeline.release.runs import RUNS, old_records
-from pipeline.storage import STAGING, ObjectInfo, Store
+from pipeline.storage import ObjectInfo, Store
 
 __all__ = ["CollectReport", "collect", "store_time"]
 
@@ -42,7 +46,7 @@ RECEIPTS = "receipts"
 ABANDONED_AFTER = timedelta(days=7)
 """Age of a plan after which it counts as given up, if a later plan was finished since."""
 BATCH_FILES = 100
-"""Files deleted between two looks at what began meanwhile."""
+"""Files, or logs of receipts, deleted between two looks at what began meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -54,35 +58,92 @@ class CollectReport:
     bytes: int
     kept: int
     """Files of data and receipts that stay."""
+    aborted: int
+    """Uploads that were begun, never finished, and given up now."""
 
 
 def collect(
-    store: Store, *, grace: timedelta, keep: int, now: datetime | None = None, dry_run: bool = False
+    store: Store,
+    *,
+    grace: timedelta,
+    keep: int,
+    now: datetime | None = None,
+    dry_run: bool = False,
+    lease: LeaseConfig | None = None,
 ) -> CollectReport:
-    """Retire old releases and delete what nothing names, until a run begins or ends.
+    """Retire old releases and delete what nothing names, holding the lease of the root.
 
     Args:
         store: The root.
         grace: Age that a file must have to be deleted.
         keep: Newest published releases that stay.
         now: What age is reckoned from; None: the store's own clock.
-        dry_run: Change nothing.
+        dry_run: Change nothing; needs no lease.
+        lease: What to do while another job holds the root; None: the defaults.
+
+    Raises:
+        RootBusyError: Another job holds the root.
+        LeaseLostError: Another job took over meanwhile; the batch in hand was put back.
     """
-    now = now if now is not None else store_time(store)
-    begun = _Work.read(store, now)
-    retired = retirable(store, keep) if dry_run else retire(store, keep)
-    # Listed before the names are read: whatever a run names meanwhile is then among the names.
-    listed = [found for folder in (*DATA_FOLDERS, RECEIPTS, RUNS, STAGING) for found in store.list(folder)]
-    names = _Names.read(store, listed, retired=frozenset(retired), now=now)
-    orphans = [found for found in listed if names.may_go(found) and now - found.modified >= grace]
-    orphans = _receipts_first(orphans)
-    deleted = orphans if dry_run else _delete_in_batches(store, orphans, begun, now)
+    if dry_run:
+        found = _find(store, now or store_time(store), grace, retired=retirable(store, keep))
+        return _report(found, [path for group in found.orphans for path in group], len(found.uploads))
+    with hold_root(store, "gc", lease or LeaseConfig()) as held:
+        now = now or store_time(store)
+        put_back_left_overs(store, seq=held.seq, grace=grace, now=now)
+        begun = _Work.read(store, now)
+        found = _find(store, now, grace, retired=retire(store, keep))
+        deleted = _delete_in_batches(store, found.orphans, begun, held, now)
+        return _report(found, deleted, _clear(store, found, held))
+
+
+@dataclass(frozen=True)
+class _Found:
+    retired: list[int]
+    listed: int
+    orphans: list[list[ObjectInfo]]
+    """What may go; a log of receipts in one piece."""
+    uploads: list[ObjectInfo]
+    """Writes that were begun and not finished before the grace period."""
+
+
+def _report(found: _Found, deleted: list[ObjectInfo], aborted: int) -> CollectReport:
     return CollectReport(
-        retired=tuple(retired),
-        deleted=tuple(found.path for found in deleted),
-        bytes=sum(found.size for found in deleted),
-        kept=len(listed) - len(deleted),
+        retired=tuple(found.retired),
+        deleted=tuple(orphan.path for orphan in deleted),
+        bytes=sum(orphan.size for orphan in deleted),
+        kept=found.listed - len(deleted),
+        aborted=aborted,
     )
+
+
+def _find(store: Store, now: datetime, grace: timedelta, *, retired: list[int]) -> _Found:
+    # Listed before the names are read: whatever a run names meanwhile is then among the names.
+    listed = [found for folder in (*DATA_FOLDERS, RECEIPTS, RUNS) for found in store.list(folder)]
+    names = _Names.read(store, listed, retired=frozenset(retired), now=now)
+    groups = _in_groups([found for found in listed if names.may_go(found)])
+    orphans = [group for group in groups if all(now - found.modified >= grace for found in group)]
+    uploads = [upload for upload in store.uploads() if now - upload.modified >= grace]
+    return _Found(retired, len(listed), orphans, uploads)
+
+
+def _in_groups(orphans: list[ObjectInfo]) -> list[list[ObjectInfo]]:
+    """Receipts before the files they name; those of a log together and the newest first, so that it never has a gap."""
+    logs: dict[str, list[ObjectInfo]] = {}
+    for found in orphans:
+        if found.path.startswith(f"{RECEIPTS}/"):
+            logs.setdefault(found.path.rpartition("/")[0], []).insert(0, found)
+    others = [[found] for found in orphans if not found.path.startswith(f"{RECEIPTS}/")]
+    return [*logs.values(), *others]
+
+
+def _clear(store: Store, found: _Found, held: Lease) -> int:
+    """Abort what was never finished, and delete the counters of earlier leases, which nobody watches any more."""
+    held.check()
+    side_by_side(store.abort_upload, found.uploads)
+    beats = [info.path for info in store.list(LEASES) if (beat_number(info.path) or held.seq) < held.seq]
+    side_by_side(store.delete, beats)
+    return len(found.uploads)
 
 
 def store_time(store: Store) -> datetime:
@@ -94,38 +155,32 @@ def store_time(store: Store) -> datetime:
     return found
 
 
-def _receipts_first(orphans: list[ObjectInfo]) -> list[ObjectInfo]:
-    """Receipts before the files they name, and the newest of a log first: it may end after any batch."""
-    receipts = [found for found in orphans if found.path.startswith(f"{RECEIPTS}/")]
-    return receipts[::-1] + [found for found in orphans if not found.path.startswith(f"{RECEIPTS}/")]
+class _OtherWorkError(PublishConflictError):
+    """Something began that the collector did not know of when it read the names."""
 
 
 def _delete_in_batches(
-    store: Store, orphans: list[ObjectInfo], begun: "_Work", now: datetime
+    store: Store, orphans: list[list[ObjectInfo]], begun: "_Work", held: Lease, now: datetime
 ) -> list[ObjectInfo]:
     gone: list[ObjectInfo] = []
+    check = _check_of(store, begun, held, now)
     for first in range(0, len(orphans), BATCH_FILES):
-        if _Work.read(store, now).has_news_since(begun):
+        try:
+            gone += remove(store, orphans[first : first + BATCH_FILES], seq=held.seq, check=check)
+        except _OtherWorkError:
             log = structlog.get_logger()
             log.warning("collecting_stopped_for_other_work", deleted=len(gone), left=len(orphans) - first)
             break
-        gone += _delete(store, orphans[first : first + BATCH_FILES])
     return gone
 
 
-def _delete(store: Store, orphans: list[ObjectInfo]) -> list[ObjectInfo]:
-    def delete(found: ObjectInfo) -> bool:
-        # A worker that needs an old file writes it again: since it was listed it may have become someone's.
-        try:
-            if store.head(found.path).modified != found.modified:
-                return False
-        except MissingFileError:
-            return False
-        store.delete(found.path)
-        return True
+def _check_of(store: Store, begun: "_Work", held: Lease, now: datetime) -> Callable[[], None]:
+    def check() -> None:
+        held.check()
+        if _Work.read(store, now).has_news_since(begun):
+            raise _OtherWorkError(store.uri, "a plan, a release or a move of the alias began meanwhile")
 
-    gone = side_by_side(delete, orphans)
-    return [found for found, is_gone in zip(orphans, gone, strict=True) if is_gone]
+    return check
 
 
 # ------------------------------------------------------------------------------------------------ other work
@@ -169,8 +224,11 @@ class _Names:
         """Everything that releases, cache logs and receipts name."""
         paths: set[str] = set()
         folders: set[str] = set()
+        alias = read_alias(store)
         for record in list_releases(store):
-            if record.release not in retired and not is_retired(store, record.release):
+            # What serves is kept even if a rollback came in between a retirement's look and its mark.
+            is_current = alias is not None and record.release == alias.release
+            if is_current or (record.release not in retired and not is_retired(store, record.release)):
                 manifest = read_manifest(store, record)
                 paths |= _release_paths(record, manifest)
                 folders |= {partition.codes.binarizer for partition in manifest.partitions}

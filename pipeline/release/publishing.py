@@ -91,14 +91,24 @@ def rollback(
         return newest
     record = read_release(store, number)
     check_files(store, [record.manifest, *named_files(read_manifest(store, record))])
-    return _move(
-        store,
-        number,
-        started_at=newest,
-        reason="rollback",
-        now=now or datetime.now(UTC),
-        token=token or uuid.uuid4().hex,
+    now = now or datetime.now(UTC)
+    entry = _move(
+        store, number, started_at=newest, reason="rollback", now=now, token=token or uuid.uuid4().hex
     )
+    if is_retired(store, number):
+        # The collector marks, then looks at the alias; here the alias moves, then the mark is looked for: one sees the other.
+        _move(
+            store,
+            newest.release,
+            started_at=entry,
+            reason="rollback",
+            now=now,
+            token=f"undo {entry.token}",
+        )
+        raise ConfigError(
+            store.uri, f"release {number} was retired just now", "`strata status` shows the releases"
+        )
+    return entry
 
 
 def check_files(store: Store, refs: list[FileRef]) -> None:

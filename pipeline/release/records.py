@@ -28,6 +28,7 @@ from pipeline.config import CorpusConfig
 from pipeline.errors import ConfigError, DataError, MissingFileError
 from pipeline.index.reader import load_manifest
 from pipeline.release.history import History
+from pipeline.release.leases import describe_lease
 from pipeline.storage import Log, Store, canonical_json
 
 __all__ = [
@@ -334,6 +335,7 @@ def describe(store: Store) -> dict[str, Any]:
         "history": [entry.model_dump(mode="json") for entry in history.entries[-HISTORY_SHOWN:]],
         "releases": [_line(store, record, history) for record in releases],
         "unfinished_plans": live_plans(store),
+        "lease": describe_lease(store),
     }
 
 

@@ -1,6 +1,7 @@
 """A small real road: a corpus of WordNet-like texts, the hashing encoder, and the runner in this process."""
 
 import json
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.config import Config, load_config
 from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner, RayRunner
 from pipeline.execution.work import StoreSpec
+from pipeline.release.leases import lease_log
 
 WORDS = [
     "river",
@@ -121,6 +123,15 @@ def run_on(config: Config, ledger=None):
     """A run on the Ray of this process, started for it if there is none."""
     spec = StoreSpec(config.root, config.storage)
     return run(config, spec, lambda: RayRunner(spec, config.ray), ledger)
+
+
+def take_over(store):
+    """Take the root from its holder, as a job does that has found it silent for long enough."""
+    log = lease_log(store)
+    newest = log.newest()
+    thief = log.read(newest) | {"token": uuid.uuid4().hex, "job": "thief"}
+    assert log.append(newest + 1, thief)
+    return newest + 1
 
 
 def data_files(store):

@@ -1,6 +1,8 @@
 """The whole road in this process: corpus → release → search, changed corpora, gates, crashes; local and on S3."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,13 +14,20 @@ import pytest
 
 from pipeline import open_release
 from pipeline.artifacts import AliasEntry
-from pipeline.errors import DataError, ErrorBudgetError, FilterError, PublishConflictError, QualityGateError
+from pipeline.errors import (
+    DataError,
+    ErrorBudgetError,
+    FilterError,
+    LeaseLostError,
+    PublishConflictError,
+    QualityGateError,
+)
 from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.searching import search_file
 from pipeline.execution.work import StoreSpec
 from pipeline.index.reader import load_manifest
-from pipeline.release import collect, rollback, verify
+from pipeline.release import collect, hold_root, rollback, verify
 from pipeline.storage import LocalStore, Log, open_store
 from tests.integration.roads import (
     Inline,
@@ -27,6 +36,7 @@ from tests.integration.roads import (
     rows_of,
     run_inline,
     settings,
+    take_over,
     write_jsonl,
     write_parquet,
 )
@@ -417,25 +427,76 @@ def test_a_run_that_dies_after_any_task_goes_on_to_the_same_bytes(tmp_path):
         assert data_files(open_store(config.root)) == wanted
 
 
-def test_a_run_does_not_undo_what_was_published_after_it_started(tmp_path):
-    write_parquet(tmp_path / "corpus.parquet", rows_of(120))
-    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
-    spec = StoreSpec(config.root, config.storage)
-    faster = configured(
-        tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", binarizer={"bytes": 8})
-    )
+class Meanwhile(Inline):
+    """Lets something happen between the start of a run and its work."""
 
-    class Overtaken(Inline):
-        def __enter__(self):
-            run_inline(faster)
-            return super().__enter__()
+    def __init__(self, spec, event):
+        super().__init__(spec)
+        self._event = event
 
-    with pytest.raises(PublishConflictError) as caught:
-        run(config, spec, lambda: Overtaken(spec))
+    def __enter__(self):
+        self._event()
+        return super().__enter__()
+
+
+def _with_two_releases(tmp_path):
+    rows = rows_of(120)
+    for cut in range(2):
+        write_parquet(tmp_path / "corpus.parquet", rows[: len(rows) - cut])
+        config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+        run_inline(config)
+    write_parquet(tmp_path / "corpus.parquet", rows[:-2])
+    return config, StoreSpec(config.root, config.storage)
+
+
+def test_a_run_does_not_undo_a_move_of_the_alias_after_it_started(tmp_path):
+    config, spec = _with_two_releases(tmp_path)
+    store = spec.open()
+    with pytest.raises(PublishConflictError, match="release 1") as caught:
+        run(config, spec, lambda: Meanwhile(spec, lambda: rollback(store)))
     assert caught.value.exit_code == 3
-    log = Log(open_store(config.root), "aliases/current")
-    assert log.newest() == 1
-    assert open_release(config.root).reader.manifest.partitions[0].codes.code_bytes == 8
+    assert open_release(config.root).number == 1
+    assert Log(store, "aliases/current").newest() == 3
+
+
+def test_a_run_whose_lease_was_taken_over_publishes_nothing(tmp_path):
+    config, spec = _with_two_releases(tmp_path)
+    store = spec.open()
+    with pytest.raises(LeaseLostError, match="strata thief") as caught:
+        run(config, spec, lambda: Meanwhile(spec, lambda: take_over(store)))
+    assert caught.value.exit_code == 75
+    assert open_release(config.root).number == 2
+    assert not list(store.list("releases/3.json"))
+
+
+def test_a_run_that_waited_plans_the_corpus_as_it_is_then(tmp_path):
+    rows = rows_of(80)
+    corpus = tmp_path / "corpus.parquet"
+    write_parquet(corpus, rows)
+    config = configured(tmp_path, settings(tmp_path / "root", corpus))
+    store = open_store(config.root)
+    with ThreadPoolExecutor(1) as pool:
+        with hold_root(store, "first", config.lease):
+            waiting = pool.submit(run_inline, config)
+            # The corpus changes once the waiting run has planned it, which ends with the claim.
+            deadline = time.monotonic() + 60
+            while not list(store.list("root.json")) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            write_parquet(corpus, rows[:50])
+        assert waiting.result()["documents"] == 50
+
+
+def test_a_run_with_nothing_to_do_does_not_wait_for_the_root(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(80))
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
+    run_inline(config)
+    store = open_store(config.root)
+    with hold_root(store, "first", config.lease) as lease:
+        before = {info.path for info in store.list("")}
+        assert run_inline(config)["skipped"] is True
+        after = {info.path for info in store.list("")}
+        lease.check()
+    assert {path for path in after - before if not path.endswith(".beat")} == set()
 
 
 def test_a_rolled_back_index_is_not_published_again_by_a_rerun(tmp_path):

@@ -147,6 +147,51 @@ def test_delete_removes_and_may_be_repeated(any_store: Store) -> None:
     assert list(any_store.list("")) == []
 
 
+def test_copy_keeps_an_object_under_another_path_too(any_store: Store) -> None:
+    any_store.write("a/b", b"x")
+    any_store.copy("a/b", "c/d")
+    any_store.copy("a/b", "c/d")
+    any_store.delete("a/b")
+    assert any_store.read("c/d") == b"x"
+    assert [found.path for found in any_store.list("")] == ["c/d"]
+    with pytest.raises(MissingFileError, match="a/b"):
+        any_store.copy("a/b", "c/e")
+
+
+def test_an_upload_that_has_ended_may_be_aborted_again(any_store: Store) -> None:
+    assert list(any_store.uploads()) == []
+    any_store.abort_upload(ObjectInfo("a/b", 0, datetime.now(UTC), "gone"))
+
+
+@pytest.mark.s3
+def test_uploads_are_listed_page_by_page(s3: S3Store) -> None:
+    """The test server gives all in one answer, so its pages are cut here as the protocol says."""
+    send = s3._fs.call_s3
+    asked: list[dict[str, Any]] = []
+
+    def paging(operation: str, **parameters: Any) -> Any:
+        answer = send(operation, **parameters)
+        if operation != "list_multipart_uploads":
+            return answer
+        asked.append(parameters)
+        names = [upload["Key"] for upload in answer["Uploads"]]
+        first = names.index(parameters["KeyMarker"]) + 1 if "KeyMarker" in parameters else 0
+        found = answer["Uploads"][first]
+        return {
+            "Uploads": [found],
+            "IsTruncated": first + 1 < len(names),
+            "NextKeyMarker": found["Key"],
+            "NextUploadIdMarker": found["UploadId"],
+        }
+
+    for name in ("a", "b", "c"):
+        send("create_multipart_upload", Bucket=s3._bucket, Key=s3._key(name))
+    s3._fs.call_s3 = paging
+    assert sorted(upload.path for upload in s3.uploads()) == ["a", "b", "c"]
+    assert len(asked) == 3
+    assert all("UploadIdMarker" in parameters for parameters in asked[1:])
+
+
 def test_read_ranges_keeps_the_order_given(any_store: Store) -> None:
     data = os.urandom(400_000)
     any_store.write("k", data)

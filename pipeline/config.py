@@ -290,8 +290,8 @@ class ClusterConfig(_Strict):
     """Labels of the nodes that tasks may run on, so that they stay off GPU nodes: {pool: cpu}, {pool: "!gpu"}, {zone: "in(a,b)"}.
     Encoder actors go wherever a GPU is, or anywhere without one."""
     autoscaling: tuple[NodeGroupConfig, ...] = ()
-    """Groups that the cluster's autoscaler may start, such as {nodes: 16, cpus: 8, memory_mb: 27136, labels: {pool: cpu}}. Ray does
-    not tell what it could start; without this, work is cut for the nodes that are there, and a GPU group at zero is not used."""
+    """Groups that the cluster's autoscaler may start, such as {nodes: 16, cpus: 8, memory_mb: 27136, labels: {pool: cpu}}. Ray
+    does not tell; without this, work is cut for the nodes that are there, and a GPU group that stands at zero is not used."""
     max_in_flight: int | None = Field(None, ge=1)
     """Tasks submitted at once; absent: twice the cores that are there or that `autoscaling` may add."""
     task_memory_mb: int = Field(1536, ge=64)

@@ -28,6 +28,7 @@ __all__ = [
     "GatesConfig",
     "LayoutConfig",
     "LeaseConfig",
+    "NodeGroupConfig",
     "ReleaseConfig",
     "ReportConfig",
     "SearchConfig",
@@ -277,6 +278,21 @@ class StorageConfig(_Strict):
     """Tries of one request before the run stops with exit 75."""
 
 
+class NodeGroupConfig(_Strict):
+    """Nodes that a cluster's autoscaler may start."""
+
+    nodes: int = Field(ge=1)
+    """Most of them at once."""
+    cpus: float = Field(ge=0)
+    """Cores of one, as Ray counts them."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of one."""
+    memory_mb: int = Field(ge=64)
+    """Memory of one that tasks and actors may reserve."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Ray labels of one."""
+
+
 class ClusterConfig(_Strict):
     """Where the work runs. `num_cpus`, `memory_mb`, `object_store_mb` and `temp_dir` are a local Ray's: a cluster has its own."""
 
@@ -299,8 +315,11 @@ class ClusterConfig(_Strict):
     task_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that tasks may run on, so that they stay off GPU nodes: {pool: cpu}, {pool: "!gpu"}, {zone: "in(a,b)"}.
     Encoder actors go wherever a GPU is, or anywhere without one."""
+    autoscaling: tuple[NodeGroupConfig, ...] = ()
+    """Groups that the cluster's autoscaler may start, such as {nodes: 16, cpus: 8, memory_mb: 27136, labels: {pool: cpu}}. Ray
+    does not tell; without this, work is cut for the nodes that are there, and a GPU group that stands at zero is not used."""
     max_in_flight: int | None = Field(None, ge=1)
-    """Tasks submitted at once; absent: twice the cores that the cluster has or its autoscaler may add."""
+    """Tasks submitted at once; absent: twice the cores that are there or that `autoscaling` may add."""
     task_memory_mb: int = Field(1536, ge=64)
     """Memory that one task reserves, so that a node runs no more at once than fit. A plan whose tasks, or whose driver,
     need more is refused."""

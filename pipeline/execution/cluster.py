@@ -12,16 +12,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import ClusterConfig
+from pipeline.config import ClusterConfig, NodeGroupConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["NodeShape", "Request", "check_request", "cores", "node_shapes", "start", "worker_environment"]
+__all__ = [
+    "NodeShape",
+    "Request",
+    "check_request",
+    "cores",
+    "node_shapes",
+    "nodes_to_come",
+    "start",
+    "worker_environment",
+]
 
 MB = 1024 * 1024
-LARGEST_GROUP = 1000
-"""Nodes that a group without a limit of its own counts for."""
-NODE_GROUP = "ray.io/node-group"
-"""Label that Ray gives to every node of a group that its autoscaler starts."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,7 @@ class NodeShape:
     memory_mb: float = 0.0
     """What tasks and actors may reserve."""
     count: int = 1
-    labels: Mapping[str, str] | None = field(default=None, hash=False)
-    """None where they are not known before the autoscaler has started such a node."""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ def check_request(request: Request, nodes: Sequence[NodeShape]) -> None:
         return
     labelled = [node for node in nodes if _labels_match(request.labels, node.labels)]
     if not labelled:
-        known = sorted({f"{key}={value}" for node in nodes for key, value in (node.labels or {}).items()})
+        known = sorted({f"{key}={value}" for node in nodes for key, value in node.labels.items()})
         wanted = ", ".join(f"{key}: {value}" for key, value in request.labels.items())
         problem = f"{request.what} needs a node with {wanted}, and there is none (labels: {', '.join(known) or 'none'})"
         raise ConfigError("ray.task_labels", problem, "label the nodes (`ray start --labels`), or change it")
@@ -85,8 +89,8 @@ def check_request(request: Request, nodes: Sequence[NodeShape]) -> None:
     raise ConfigError(request.settings["memory_mb"], problem, "lower it, or use larger nodes")
 
 
-def _labels_match(wanted: Mapping[str, str], found: Mapping[str, str] | None) -> bool:
-    return found is None or all(_selected(selector, found.get(key)) for key, selector in wanted.items())
+def _labels_match(wanted: Mapping[str, str], found: Mapping[str, str]) -> bool:
+    return all(_selected(selector, found.get(key)) for key, selector in wanted.items())
 
 
 def _selected(selector: str, value: str | None) -> bool:
@@ -101,34 +105,34 @@ def cores(nodes: Sequence[NodeShape]) -> int:
     return max(1, int(sum(node.cpus * node.count for node in nodes)))
 
 
-def node_shapes() -> tuple[NodeShape, ...]:
+def node_shapes(config: ClusterConfig) -> tuple[NodeShape, ...]:
     """The nodes that live now, and those that the autoscaler may still start."""
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    shapes = [_shape(node["Resources"], 1, node.get("Labels") or {}) for node in alive]
-    groups = [(node.get("Labels") or {}).get(NODE_GROUP) for node in alive]
-    for group in _autoscaled_groups():
-        most = LARGEST_GROUP if group.max_count < 0 else min(group.max_count, LARGEST_GROUP)
-        if (more := most - groups.count(group.name)) > 0:
-            shapes.append(_shape(group.resources, more, None))
-    return tuple(shapes)
+    alive = [_shape(node) for node in ray.nodes() if node["Alive"]]
+    return (*alive, *nodes_to_come(alive, config.autoscaling))
 
 
-def _shape(resources: Mapping[str, float], count: int, labels: Mapping[str, str] | None) -> NodeShape:
-    amounts = (resources.get("CPU", 0.0), resources.get("GPU", 0.0), resources.get("memory", 0.0) / MB)
-    return NodeShape(*amounts, count=count, labels=labels)
+def nodes_to_come(alive: Sequence[NodeShape], groups: Sequence[NodeGroupConfig]) -> list[NodeShape]:
+    """What of each group is not there yet; a node that is there belongs to a group by its cores, GPUs and labels."""
+    shapes = []
+    for group in groups:
+        there = sum(_belongs(node, group) for node in alive)
+        if group.nodes > there:
+            amounts = (group.cpus, group.gpus, float(group.memory_mb))
+            shapes.append(NodeShape(*amounts, count=group.nodes - there, labels=group.labels))
+    return shapes
 
 
-def _autoscaled_groups() -> Sequence[Any]:
-    """Node groups that an autoscaler has announced; none without one, and none through a Ray client, which cannot ask."""
-    import ray
-    from ray._private.state import state
+def _belongs(node: NodeShape, group: NodeGroupConfig) -> bool:
+    same = (node.cpus, node.gpus) == (group.cpus, group.gpus)
+    return same and group.labels.items() <= node.labels.items()
 
-    if ray.util.client.ray.is_connected():
-        return []
-    config = state.get_cluster_config()
-    return [] if config is None else list(config.node_group_configs)
+
+def _shape(node: Mapping[str, Any]) -> NodeShape:
+    has = node["Resources"]
+    amounts = (has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0) / MB)
+    return NodeShape(*amounts, labels=node.get("Labels") or {})
 
 
 def worker_environment(names: Sequence[str], environment: Mapping[str, str]) -> dict[str, str]:

@@ -176,7 +176,7 @@ class RayRunner(AbstractContextManager["RayRunner"]):
     def run(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
         import ray
 
-        nodes = node_shapes()
+        nodes = node_shapes(self._config)
         request = Request(
             "a task",
             cpus=THREADS_PER_TASK,
@@ -205,7 +205,7 @@ class RayRunner(AbstractContextManager["RayRunner"]):
             return
         import ray
 
-        nodes = node_shapes()
+        nodes = node_shapes(self._config)
         memory = self._memory_mb(spec.embedding.memory_mb_per_actor, nodes)
         count = encoder_actor_count(spec.embedding, nodes=nodes, memory_mb=memory, tasks=len(tasks))
         request = _actor_request(spec.embedding, nodes, memory)

@@ -51,6 +51,13 @@ def test_the_configuration_loads_and_its_tasks_fill_the_workers():
     task = Request("a task", cpus=1, memory_mb=config.ray.task_memory_mb, labels=config.ray.task_labels)
     assert task.fits(shape)
     assert shape.memory_mb >= config.ray.task_memory_mb * shape.cpus
+    (group,) = config.ray.autoscaling
+    assert (group.nodes, group.cpus, group.memory_mb) == (
+        node["max_workers"],
+        shape.cpus,
+        int(shape.memory_mb),
+    )
+    assert group.labels == node["labels"]
 
 
 def test_the_cluster_asks_for_a_token_and_gets_it_by_file():

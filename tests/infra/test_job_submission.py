@@ -106,7 +106,7 @@ def _asked(head, token):
 
 
 def _wait(head, process, log):
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError):
             if _asked(head, head.token) == 200:

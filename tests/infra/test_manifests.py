@@ -224,6 +224,14 @@ def test_the_configuration_loads_and_its_tasks_and_actors_fill_the_nodes(folder,
     assert not any(task.fits(node) for name, node in nodes.items() if name != "cpu")
     assert math.floor(cpu.memory_mb / config.ray.task_memory_mb) >= cpu.cpus
     assert math.floor(cpu.memory_mb / config.embedding.memory_mb_per_actor) >= cpu.cpus
+    groups = {
+        name: group["maxReplicas"] for where, name, group in _groups() if where == folder and name != "head"
+    }
+    assert {group.labels["pool"]: group.nodes for group in config.ray.autoscaling} == groups
+    for group in config.ray.autoscaling:
+        there = nodes[group.labels["pool"]]
+        assert (group.cpus, group.gpus, group.memory_mb) == (there.cpus, there.gpus, int(there.memory_mb))
+        assert group.labels == there.labels
     if "gpu" in nodes:
         per_gpu = math.floor(1 / (config.embedding.gpus_per_actor or 1))
         assert math.floor(nodes["gpu"].memory_mb / config.embedding.memory_mb_per_actor) >= per_gpu

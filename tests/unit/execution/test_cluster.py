@@ -2,9 +2,16 @@
 
 import pytest
 
-from pipeline.config import EmbeddingConfig
+from pipeline.config import EmbeddingConfig, NodeGroupConfig
 from pipeline.errors import ConfigError
-from pipeline.execution.cluster import NodeShape, Request, check_request, cores, worker_environment
+from pipeline.execution.cluster import (
+    NodeShape,
+    Request,
+    check_request,
+    cores,
+    nodes_to_come,
+    worker_environment,
+)
 from pipeline.execution.runner import encoder_actor_count
 
 SETTINGS = {"cpus": "ray.num_cpus", "gpus": "embedding.gpus_per_actor", "memory_mb": "ray.task_memory_mb"}
@@ -60,9 +67,23 @@ def test_a_label_that_no_node_has_is_refused_with_the_known_ones():
         check_request(_task(labels={"pool": "cpu"}), nodes)
 
 
-def test_a_node_that_the_autoscaler_may_start_counts_whatever_its_labels_will_be():
-    started = NodeShape(0, 0, 9000, labels={})
-    check_request(_task(labels={"pool": "cpu"}), [started, NodeShape(8, 0, 9000, count=3, labels=None)])
+def test_groups_count_for_what_is_not_there_yet():
+    groups = (
+        NodeGroupConfig(nodes=3, cpus=8, memory_mb=9000, labels={"pool": "cpu"}),
+        NodeGroupConfig(nodes=1, cpus=4, gpus=1, memory_mb=9000),
+    )
+    head, worker = NodeShape(0, 0, 900), NodeShape(8, 0, 8000, labels={"pool": "cpu", "zone": "a"})
+    to_come = nodes_to_come([head, worker], groups)
+    assert [(node.cpus, node.gpus, node.count) for node in to_come] == [(8, 0, 2), (4, 1, 1)]
+    assert nodes_to_come([worker] * 5, groups[:1]) == []
+    check_request(_task(labels={"pool": "cpu"}), [head, *to_come])
+
+
+def test_encoder_actors_go_to_gpus_that_are_still_to_come():
+    groups = (NodeGroupConfig(nodes=2, cpus=4, gpus=1, memory_mb=9000),)
+    nodes = [NodeShape(8, 0, 9000), *nodes_to_come([], groups)]
+    settings = EmbeddingConfig(gpus_per_actor=0.5)
+    assert encoder_actor_count(settings, nodes=nodes, memory_mb=1024, tasks=100) == 4
 
 
 def test_memory_bounds_the_actors_of_a_node():

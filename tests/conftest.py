@@ -26,9 +26,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 BUCKET = "strata-tests"
 
 
+OUTSIDE = "STRATA_TEST_S3_ENDPOINT"
+"""Environment variable that names a running S3 server, with its credentials in the usual variables; absent: one is started."""
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """An S3 server on a free loopback port, with made-up credentials in the environment."""
+    """An S3 server on a free loopback port, with made-up credentials in the environment; or the one that OUTSIDE names."""
+    if OUTSIDE in os.environ:
+        yield os.environ[OUTSIDE]
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")

@@ -30,7 +30,10 @@ UNIT_TEXTS = 40
 ACTORS = 2
 IN_FLIGHT = 2 * ACTORS * UNIT_TEXTS
 """Texts that actors have or wait with at one moment."""
-KILLS_PER_TRIAL = 2
+KILLS_PER_TRIAL = 4
+"""At most: each kill costs a start of Ray, and so does the run that is left alone at the end."""
+POLL_SECONDS = {True: 0.005, False: 0.1}
+"""By whether the root is local: asking a server all the time would slow the run down."""
 DEADLINE_SECONDS = 120
 
 
@@ -84,8 +87,9 @@ def _objects(store: Store) -> int:
 def _kill_at_write(process, store, objects, jitter) -> bool:
     """Kill when the root holds that many objects; returns whether the run was still at work."""
     deadline = time.monotonic() + DEADLINE_SECONDS
+    pause = POLL_SECONDS[isinstance(store, LocalStore)]
     while process.poll() is None and _objects(store) < objects and time.monotonic() < deadline:
-        time.sleep(0.002)
+        time.sleep(pause)
     time.sleep(jitter)
     if process.poll() is not None:
         process.communicate()
@@ -113,10 +117,10 @@ def _written(before, after) -> int:
     return sum(rows for path, (when, rows) in after.items() if before.get(path, (None, 0))[0] != when)
 
 
-def _trial(conf, store, whole, rng, table) -> tuple[dict[str, object], int]:
+def _trial(conf, store, whole, rng, table, kills) -> tuple[dict[str, object], int]:
     """Kill, and kill the rerun too, then let one finish; returns its summary and how many texts were encoded in all."""
     encoded, before = 0, {}
-    for _ in range(KILLS_PER_TRIAL):
+    for _ in range(kills):
         there = _objects(store)
         # Plan marks and units of an attempt come on top of what a calm run leaves.
         target = there + int(rng.integers(1, max(2, whole - there)))
@@ -164,7 +168,7 @@ def _kill_and_rerun(tmp_path, kills, seed, root_of, storage=None) -> Table:
     rng, table, start = np.random.default_rng(seed), Table(), time.monotonic()
     while table.kills < kills:
         store = open_store(root_of(f"root-{table.kills}"), storage)
-        summary, encoded = _trial(conf, store, whole, rng, table)
+        summary, encoded = _trial(conf, store, whole, rng, table, min(KILLS_PER_TRIAL, kills))
         table.encoded_twice.append(encoded - ROWS)
         table.wrong += [f"{store.uri}: {problem}" for problem in _problems(store, wanted, summary, encoded)]
     table.seconds = time.monotonic() - start

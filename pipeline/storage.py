@@ -541,7 +541,9 @@ class S3Store:
 
 
 def _object_info(path: str, size: int, found: dict[str, Any]) -> ObjectInfo:
-    return ObjectInfo(path, int(size), found["LastModified"], str(found.get("ETag", "")).strip('"'))
+    # Some servers tell parts of a second in a listing only, and a listing must agree with a HEAD.
+    modified = found["LastModified"].astimezone(UTC).replace(microsecond=0)
+    return ObjectInfo(path, int(size), modified, str(found.get("ETag", "")).strip('"'))
 
 
 class _S3Stream(io.RawIOBase):

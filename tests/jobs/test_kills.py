@@ -210,7 +210,7 @@ def test_killed_runs_on_s3_go_on_to_the_same_bytes(tmp_path, s3_process, s3_proc
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_hundred_runs_killed_at_random_writes_go_on_to_the_same_bytes(tmp_path):
-    table = _kill_and_rerun(tmp_path, 100, 3, _local(tmp_path))
+    table = _kill_and_rerun(tmp_path, int(os.environ.get("STRATA_TEST_KILLS", "100")), 3, _local(tmp_path))
     assert len(table.stages) >= 5
 
 

@@ -166,12 +166,11 @@ class RayRunner(AbstractContextManager["RayRunner"]):
             num_cpus=0 if gpus else spec.embedding.threads_per_actor,
             num_gpus=(spec.embedding.gpus_per_actor or 1.0) if gpus else 0,
             max_restarts=-1,
-            max_task_retries=self._config.max_retries,
         )
         count = encoder_actor_count(spec.embedding, nodes=nodes, tasks=len(tasks))
         actors = [remote.remote(spec, self._store, "cuda" if gpus else None) for _ in range(count)]
         try:
-            yield from _pooled(actors, tasks)
+            yield from _Pool(actors, tasks, self._config.max_retries).results()
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -256,30 +255,74 @@ def _windowed(submit: Any, count: int, window: int) -> Iterator[tuple[int, Done]
             ray.cancel(reference, force=False)
 
 
-def _pooled(actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
-    """Give two tasks at a time to each actor that has loaded its encoder, so that none waits for the driver."""
-    import ray
+class _Pool:
+    """Gives two tasks at a time to each actor that has loaded its encoder, so that none waits for the driver.
 
-    shared = _Shared()
-    loading = {actor.load.remote(): actor for actor in actors}
-    running: dict[Any, tuple[int, Any]] = {}
-    waiting = deque(range(len(tasks)))
-    free: list[Any] = []
-    while waiting or running:
-        while free and waiting:
-            place, actor = waiting.popleft(), free.pop(0)
-            method = actor.perform.options(retry_exceptions=[TransientError])
-            task = tasks[place]
-            running[method.remote(task.without_shared(), shared.of(task))] = (place, actor)
-        ready, _ = ray.wait([*running, *loading], num_returns=1)
-        for reference in ready:
-            if reference in loading:
-                _result(reference)
-                free += 2 * [loading.pop(reference)]
-                continue
-            place, actor = running.pop(reference)
-            yield place, _result(reference)
-            free.append(actor)
+    A task whose actor is lost goes to the next free one instead of waiting for the actor, which a cluster that lost a node may
+    have no room to start again.
+
+    Args:
+        actors: Encoder actors.
+        tasks: What they are to do.
+        retries: Attempts of one task after a lost actor or a transient error.
+    """
+
+    def __init__(self, actors: Sequence[Any], tasks: Sequence[Task], retries: int) -> None:
+        self._tasks = tasks
+        self._shared = _Shared()
+        self._waiting = deque(range(len(tasks)))
+        self._left = dict.fromkeys(self._waiting, retries)
+        self._running: dict[Any, tuple[int, Any]] = {}
+        self._loading: dict[Any, Any] = {}
+        self._free: deque[Any] = deque()
+        for actor in actors:
+            self._load(actor)
+
+    def results(self) -> Iterator[tuple[int, Done]]:
+        """Results as they finish, each with its place among the tasks."""
+        import ray
+
+        while self._waiting or self._running:
+            while self._free and self._waiting:
+                self._submit(self._waiting.popleft(), self._free.popleft())
+            ready, _ = ray.wait([*self._running, *self._loading], num_returns=1)
+            for reference in ready:
+                if reference in self._loading:
+                    _result(reference)
+                    self._free.extend(2 * [self._loading.pop(reference)])
+                else:
+                    yield from self._finished(reference)
+
+    def _submit(self, place: int, actor: Any) -> None:
+        task = self._tasks[place]
+        self._running[actor.perform.remote(task.without_shared(), self._shared.of(task))] = (place, actor)
+
+    def _finished(self, reference: Any) -> Iterator[tuple[int, Done]]:
+        import ray
+
+        place, actor = self._running.pop(reference)
+        done, lost = None, False
+        try:
+            done = _result(reference)
+        except TransientError as error:
+            if self._left[place] == 0:
+                raise
+            self._left[place] -= 1
+            self._waiting.appendleft(place)
+            lost = isinstance(error.__cause__, ray.exceptions.RayActorError)
+        if lost:
+            self._free = deque(other for other in self._free if other is not actor)
+        if all(other is not actor for other in self._loading.values()):
+            if lost:
+                self._load(actor)
+            else:
+                self._free.append(actor)
+        if done is not None:
+            yield place, done
+
+    def _load(self, actor: Any) -> None:
+        # However often the actor has to be started for that.
+        self._loading[actor.load.options(max_task_retries=-1).remote()] = actor
 
 
 def _result(reference: Any) -> Any:
@@ -294,7 +337,9 @@ def _result(reference: Any) -> Any:
         raise
     except (
         ray.exceptions.WorkerCrashedError,
-        ray.exceptions.ActorDiedError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
         ray.exceptions.OutOfMemoryError,
     ) as error:
         raise TransientError(

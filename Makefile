@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-browser test-slow lint types docs format clean
+.PHONY: help install quickstart test test-browser test-slow test-ceph lint types docs format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,13 +24,18 @@ quickstart: $(STAMP)  ## install, build and publish the WordNet index, show the 
 	@$(BIN)/strata run conf/quickstart.yaml > /dev/null
 
 test: $(STAMP)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not ceph"
 
 test-browser: $(STAMP)  ## the report page in headless Chromium; part of `test` where there is one
 	$(BIN)/python -m pytest -m browser
 
 test-slow: $(STAMP)  ## benchmarks and long tests; they print their tables
-	$(BIN)/python -m pytest -m slow -s
+	$(BIN)/python -m pytest -m "slow and not ceph" -s
+
+test-ceph: $(STAMP)  ## the store's contract, runs and kills on a Ceph that the tests start
+	@for p in ceph ceph-authtool ceph-mon ceph-osd monmaptool radosgw radosgw-admin; do command -v $$p > /dev/null || \
+		{ echo "make: $$p is missing: apt-get install --no-install-recommends ceph-mon ceph-osd radosgw ceph-common" >&2; exit 1; }; done
+	$(BIN)/python -m pytest -m ceph -s
 
 lint: $(STAMP)  ## formatting and lint
 	$(BIN)/ruff format --check .

@@ -274,8 +274,8 @@ class StorageConfig(_Strict):
 
     endpoint_url: str | None = None
     """An S3-compatible server; absent: AWS, or AWS_ENDPOINT_URL."""
-    attempts: int = Field(5, ge=1)
-    """Tries of one request before the run stops with exit 75."""
+    attempts: int = Field(8, ge=1)
+    """Tries of one request before the run stops with exit 75; 8 take about 16 s where a store answers at once that it is busy."""
 
 
 class NodeGroupConfig(_Strict):

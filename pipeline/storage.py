@@ -17,6 +17,7 @@ import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -25,7 +26,13 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 import tenacity
 
 from pipeline.config import StorageConfig
-from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError, StorageUnavailableError
+from pipeline.errors import (
+    ConfigError,
+    CorruptArtifactError,
+    MissingFileError,
+    PipelineError,
+    StorageUnavailableError,
+)
 
 __all__ = [
     "LocalStore",
@@ -51,6 +58,13 @@ READ_CHUNK_BYTES = 4 * 1024 * 1024
 
 REFRESH_AGE = timedelta(hours=1)
 """A file older than this is written again when a worker needs it, so that a collector does not take it for an orphan."""
+
+ACCESS_SECONDS = 8.0
+"""How long a refused request is tried again: new rights and rotated keys take seconds to reach every server of a store."""
+
+PART_BYTES = 50 * 1024 * 1024
+MAX_PARTS = 10_000
+PARTS_AT_ONCE = 4
 
 STAGING = ".staging"
 """Folder of unfinished files of a local store; listed only by its own name, to clear what a crash left there."""
@@ -257,7 +271,8 @@ class LocalStore:
         with self._named(STAGING):
             local = self._made(self._folder / STAGING / uuid.uuid4().hex)
         try:
-            yield local
+            with _disk_may_fail(local):
+                yield local
         finally:
             local.unlink(missing_ok=True)
 
@@ -314,11 +329,26 @@ class LocalStore:
                 f"{self.uri}/{path}", f"no access ({error.strerror})", "name a folder that this user may use"
             ) from error
         except OSError as error:
-            raise StorageUnavailableError(
-                f"{self.uri}/{path}",
-                f"the disk failed ({error.strerror})",
-                "free space or mend it, then rerun",
-            ) from error
+            raise _disk_failed(f"{self.uri}/{path}", error) from error
+
+
+DISK_TROUBLES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS})
+
+
+@contextlib.contextmanager
+def _disk_may_fail(local: Path) -> Iterator[None]:
+    """Whoever writes a staged file meets a full disk as our error; other errors pass as they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_TROUBLES:
+            raise
+        raise _disk_failed(str(local.parent), error) from error
+
+
+def _disk_failed(place: str, error: OSError) -> StorageUnavailableError:
+    problem = f"the disk failed ({os.strerror(error.errno) if error.errno else error})"
+    return StorageUnavailableError(place, problem, "free space or mend it, then rerun")
 
 
 def _pread(descriptor: int, start: int, stop: int) -> bytes:
@@ -386,21 +416,36 @@ class S3Store:
         return {key: value for key, value in self.__dict__.items() if key != "_fs"}
 
     def read(self, path: str) -> bytes:
-        data: bytes = self._request(path, self._fs.cat_file)
+        # One stream: several need a HEAD first, and what is read whole is small.
+        data: bytes = self._request(path, lambda key: self._fs.cat_file(key, max_concurrency=1))
         return data
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> RangeRead:
         merged, places = _coalesce(ranges)
-        starts, stops = [a for a, _ in merged], [b for _, b in merged]
-        blocks: list[bytes] = self._request(
-            path, lambda key: self._fs.cat_ranges([key] * len(starts), starts, stops, on_error="raise")
+        found: dict[tuple[int, int], bytes] = {}
+        self._request(
+            path, lambda key: self._fetch(key, [span for span in merged if span not in found], found)
         )
+        blocks = [found[span] for span in merged]
         _check_lengths(f"{self.uri}/{path}", merged, blocks)
         chunks = [
-            blocks[i][start - starts[i] : stop - starts[i]] if start < stop else b""
+            blocks[i][start - merged[i][0] : stop - merged[i][0]] if start < stop else b""
             for i, (start, stop) in zip(places, ranges, strict=True)
         ]
         return RangeRead(chunks, sum(map(len, blocks)), len(blocks))
+
+    def _fetch(self, key: str, spans: Sequence[tuple[int, int]], found: dict[tuple[int, int], bytes]) -> None:
+        """Add what comes of the spans to those found; a failure of some must not ask for all of them again."""
+        starts, stops = [a for a, _ in spans], [b for _, b in spans]
+        answers = self._fs.cat_ranges([key] * len(spans), starts, stops, on_error="return")
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        found |= {
+            span: data
+            for span, data in zip(spans, answers, strict=True)
+            if not isinstance(data, BaseException)
+        }
+        if failures:
+            raise next((failure for failure in failures if not _may_pass(failure)), failures[0])
 
     def open_input(self, path: str) -> BinaryIO:
         return io.BufferedReader(_S3Stream(self, path, self.head(path).size), READ_CHUNK_BYTES)
@@ -417,30 +462,84 @@ class S3Store:
         return True
 
     def adopt(self, local: Path, path: str) -> None:
-        self._request(path, lambda key: self._fs.put_file(str(local), key))
+        size = local.stat().st_size
+        if size < 2 * PART_BYTES:
+            self._request(path, lambda key: self._fs.put_file(str(local), key))
+        else:
+            self._upload_parts(local, path, size)
+
+    def _upload_parts(self, local: Path, path: str, size: int) -> None:
+        """Each part is tried again alone: of a hundred parts one nearly always fails where one request in twenty does."""
+        target = {"Bucket": self._bucket, "Key": self._key(path)}
+        begun = self._request(path, lambda _: self._fs.call_s3("create_multipart_upload", **target))
+        target["UploadId"] = begun["UploadId"]
+        part_bytes = max(PART_BYTES, -(-size // MAX_PARTS))
+
+        def send(number: int) -> dict[str, Any]:
+            with local.open("rb") as file:
+                file.seek((number - 1) * part_bytes)
+                part = {"PartNumber": number, "Body": file.read(part_bytes)}
+            answer = self._request(path, lambda _: self._fs.call_s3("upload_part", **target, **part))
+            return {"PartNumber": number, "ETag": answer["ETag"]}
+
+        try:
+            with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+                parts = list(pool.map(send, range(1, -(-size // part_bytes) + 1)))
+            self._complete(path, size, {**target, "MultipartUpload": {"Parts": parts}})
+        except BaseException:
+            with contextlib.suppress(PipelineError):
+                self._request(path, lambda _: self._fs.call_s3("abort_multipart_upload", **target))
+            raise
+
+    def _complete(self, path: str, size: int, upload: dict[str, Any]) -> None:
+        try:
+            self._request(path, lambda _: self._fs.call_s3("complete_multipart_upload", **upload))
+        except MissingFileError as error:
+            # There is no such upload any more: an earlier request completed it and its answer was lost, or it was aborted.
+            with contextlib.suppress(MissingFileError):
+                if self.head(path).size == size:
+                    return
+            problem = "the upload was aborted before it was complete"
+            raise StorageUnavailableError(f"{self.uri}/{path}", problem, "rerun") from error
 
     @contextlib.contextmanager
     def staging(self) -> Iterator[Path]:
-        folder = Path(tempfile.mkdtemp(prefix="strata-"))
         try:
-            yield folder / "file"
+            folder = Path(tempfile.mkdtemp(prefix="strata-"))
+        except OSError as error:
+            raise _disk_failed(tempfile.gettempdir(), error) from error
+        try:
+            with _disk_may_fail(folder):
+                yield folder / "file"
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def head(self, path: str) -> ObjectInfo:
         # Not fs.info, which lists where there is no object, and a log's reader asks for absent ones all the time.
         found = self._request(path, self._call("head_object", Key=self._key(path)))
-        return ObjectInfo(
-            path, int(found["ContentLength"]), found["LastModified"], str(found.get("ETag", "")).strip('"')
-        )
+        return _object_info(path, found["ContentLength"], found)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        found: dict[str, Any] = self._request(prefix, lambda key: self._fs.find(key, detail=True))
-        root = "/".join(part for part in (self._bucket, self._key_prefix) if part) + "/"
-        for key in sorted(found):
-            entry = found[key]
-            etag = str(entry.get("ETag", "")).strip('"')
-            yield ObjectInfo(key.removeprefix(root), int(entry["size"]), entry["LastModified"], etag)
+        key = self._key(prefix)
+        start = len(self._key_prefix) + 1 if self._key_prefix else 0
+        more: dict[str, str] | None = {}
+        while more is not None:
+            # Page by page, so that a page that fails is asked for again and not all of them.
+            page = self._page(prefix, key, more)
+            for entry in page.get("Contents", ()):
+                name = str(entry["Key"])
+                if (name == key or not key or name.startswith(f"{key}/")) and not name.endswith("/"):
+                    yield _object_info(name[start:], entry["Size"], entry)
+            token = page.get("NextContinuationToken")
+            more = {"ContinuationToken": token} if token else None
+
+    def _page(self, prefix: str, key: str, more: dict[str, str]) -> dict[str, Any]:
+        asked = {"Bucket": self._bucket, "Prefix": key, **more}
+        page: dict[str, Any] = self._request(prefix, lambda _: self._fs.call_s3("list_objects_v2", **asked))
+        return page
+
+    def _key(self, path: str) -> str:
+        return "/".join(part for part in (self._key_prefix, path.rstrip("/")) if part)
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(MissingFileError):
@@ -470,9 +569,6 @@ class S3Store:
         with contextlib.suppress(MissingFileError):
             self._request(upload.path, call)
 
-    def _key(self, path: str) -> str:
-        return "/".join(part for part in (self._key_prefix, path) if part)
-
     def _call(self, operation: str, **parameters: Any) -> Callable[[str], Any]:
         """A request that s3fs has no method for; it is named by its parameters, not by the place it is made for."""
         return lambda _: self._fs.call_s3(operation, Bucket=self._bucket, **parameters)
@@ -481,8 +577,8 @@ class S3Store:
         """One request, tried again while the failure may pass; failures become our errors."""
         place = f"{self.uri}/{path}".rstrip("/")
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._config.attempts),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.1, max=5.0),
+            stop=functools.partial(_enough, self._config.attempts),
+            wait=_pause,
             retry=tenacity.retry_if_exception(_may_pass),
             reraise=True,
         )
@@ -493,6 +589,12 @@ class S3Store:
             if known is None:
                 raise
             raise known from error
+
+
+def _object_info(path: str, size: int, found: dict[str, Any]) -> ObjectInfo:
+    # Some servers tell parts of a second in a listing only, and a listing must agree with a HEAD.
+    modified = found["LastModified"].astimezone(UTC).replace(microsecond=0)
+    return ObjectInfo(path, int(size), modified, str(found.get("ETag", "")).strip('"'))
 
 
 class _S3Stream(io.RawIOBase):
@@ -532,6 +634,8 @@ class _S3Stream(io.RawIOBase):
 BEYOND_THE_END = frozenset({"InvalidRange", "416"})
 CONFLICTS = frozenset({"PreconditionFailed", "412"})
 ACCESS_PROBLEMS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
+BROKEN_ON_THE_WAY = frozenset({"400", "BadDigest", "IncompleteBody", "RequestTimeout"})
+"""Answers to a request that arrived damaged or in part; to a HEAD, a store can only say 400."""
 CLIENT_LIBRARIES = frozenset({"botocore", "aiobotocore", "aiohttp"})
 
 
@@ -555,8 +659,26 @@ def _may_pass(error: BaseException) -> bool:
     if isinstance(error, FileNotFoundError) or _is_conflict(error):
         return False
     if isinstance(error, OSError):
-        return error.errno != errno.EINVAL
+        return error.errno != errno.EINVAL or _code(error) in BROKEN_ON_THE_WAY
     return _of_client_library(error) and type(error).__name__ not in ACCESS_PROBLEMS
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """Seconds to wait: a random share of a growing bound, so that workers slowed down together do not return together."""
+    denied = isinstance(_failure(state), PermissionError)
+    wait = tenacity.wait_random(0.5, 1.5) if denied else tenacity.wait_random_exponential(0.4, max=10.0)
+    return wait(state)
+
+
+def _failure(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome is not None else None
+
+
+def _enough(attempts: int, state: tenacity.RetryCallState) -> bool:
+    """Whether to give up: after the configured attempts, or when an access that is denied had time to be granted."""
+    if isinstance(_failure(state), PermissionError):
+        return (state.seconds_since_start or 0.0) >= ACCESS_SECONDS
+    return state.attempt_number >= attempts
 
 
 def _explained(error: Exception, place: str, attempts: int) -> Exception | None:

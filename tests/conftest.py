@@ -1,6 +1,10 @@
 """Stores and data that tests share."""
 
 import os
+import re
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,9 +26,16 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 BUCKET = "strata-tests"
 
 
+OUTSIDE = "STRATA_TEST_S3_ENDPOINT"
+"""Environment variable that names a running S3 server, with its credentials in the usual variables; absent: one is started."""
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    """An S3 server on a free loopback port, with made-up credentials in the environment."""
+    """An S3 server on a free loopback port, with made-up credentials in the environment; or the one that OUTSIDE names."""
+    if OUTSIDE in os.environ:
+        yield os.environ[OUTSIDE]
+        return
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_ACCESS_KEY_ID", "test")
@@ -38,6 +49,43 @@ def s3_endpoint() -> Iterator[str]:
         s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True).mkdir(BUCKET)
         yield endpoint
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server as a process of its own, which a busy test does not slow down."""
+    log = tmp_path_factory.mktemp("s3") / "log"
+    with log.open("wb") as out, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.delenv("AWS_ENDPOINT_URL", raising=False)
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"]
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+        try:
+            endpoint = _announced(log, process)
+            s3fs.S3FileSystem(endpoint_url=endpoint, skip_instance_cache=True).mkdir(BUCKET)
+            yield endpoint
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _announced(log: Path, process: subprocess.Popen[bytes]) -> str:
+    """The address that the server says it listens on."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"http://127\.0\.0\.1:\d+", log.read_text())
+        if found:
+            return found[0]
+        time.sleep(0.05)
+    pytest.fail(f"the S3 server did not start: {log.read_text()}")
+
+
+@pytest.fixture
+def s3_process_root() -> str:
+    """A fresh prefix on that server."""
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
 
 
 @pytest.fixture

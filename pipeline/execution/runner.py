@@ -330,7 +330,9 @@ def _result(reference: Any) -> Any:
         raise
     except (
         ray.exceptions.WorkerCrashedError,
-        ray.exceptions.ActorDiedError,
+        ray.exceptions.RayActorError,
+        ray.exceptions.NodeDiedError,
+        ray.exceptions.ObjectLostError,
         ray.exceptions.OutOfMemoryError,
     ) as error:
         raise TransientError(

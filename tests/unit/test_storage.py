@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from pipeline.config import StorageConfig
 from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError, StorageUnavailableError
 from pipeline.storage import (
+    ACCESS_SECONDS,
     COALESCE_GAP_BYTES,
     LocalStore,
     Log,
@@ -455,20 +456,73 @@ def test_an_endpoint_that_does_not_answer_is_unavailable(monkeypatch: pytest.Mon
     assert time.perf_counter() - start < 10
 
 
+def _denying(s3: S3Store, seconds: float) -> S3Store:
+    """A store that denies reads until that many seconds have passed."""
+    s3.write("k", b"x")
+    send: Callable[..., Any] = s3._fs.cat_file
+    start = time.monotonic()
+
+    def deny_for_a_while(*args: Any, **options: Any) -> Any:
+        if time.monotonic() - start < seconds:
+            raise PermissionError("Access Denied")
+        return send(*args, **options)
+
+    s3._fs.cat_file = deny_for_a_while
+    return s3
+
+
 @pytest.mark.s3
-def test_denied_access_is_tried_again_and_then_a_config_error(s3: S3Store) -> None:
-    calls = []
+def test_access_that_is_granted_after_seconds_is_waited_for(s3: S3Store) -> None:
+    assert _denying(s3, 3).read("k") == b"x"
 
-    def deny(*_: Any, **__: Any) -> Any:
-        calls.append(1)
-        raise PermissionError("Access Denied")
 
-    store = S3Store(s3.uri, StorageConfig(endpoint_url="http://127.0.0.1:1", attempts=2))
-    store._fs.cat_file = deny
+@pytest.mark.s3
+def test_access_that_stays_denied_is_a_config_error_after_seconds(s3: S3Store) -> None:
+    start = time.monotonic()
     with pytest.raises(ConfigError, match=r"access denied.*check the credentials") as caught:
-        store.read("k")
+        _denying(s3, 1000).read("k")
     assert caught.value.exit_code == 78
-    assert len(calls) == 2
+    assert ACCESS_SECONDS <= time.monotonic() - start < ACCESS_SECONDS + 7
+
+
+@pytest.mark.s3
+def test_a_failed_range_does_not_ask_for_the_others_again(s3: S3Store) -> None:
+    data = os.urandom(60 * COALESCE_GAP_BYTES)
+    s3.write("k", data)
+    ranges = [(2 * i * COALESCE_GAP_BYTES, (2 * i) * COALESCE_GAP_BYTES + 10) for i in range(30)]
+    send: Callable[..., Any] = s3._fs.cat_ranges
+    asked: list[int] = []
+
+    def fail_every_third(keys: Any, *args: Any, **options: Any) -> Any:
+        asked.append(len(keys))
+        answers = send(keys, *args, **options)
+        return [OSError(16, "slow down") if i % 3 == 0 else answer for i, answer in enumerate(answers)]
+
+    s3._fs.cat_ranges = fail_every_third
+    s3._config = StorageConfig(endpoint_url=s3._config.endpoint_url, attempts=3)
+    with pytest.raises(StorageUnavailableError):
+        s3.read_ranges("k", ranges)
+    assert asked == [30, 10, 4]
+    s3._fs.cat_ranges = send
+    assert s3.read_ranges("k", ranges).chunks == [data[a:b] for a, b in ranges]
+
+
+@pytest.mark.s3
+def test_a_listing_goes_on_from_page_to_page(s3: S3Store) -> None:
+    for n in range(7):
+        s3.write(f"a/{n}", b"x")
+    s3.write("a2/x", b"x")
+    send: Callable[..., Any] = s3._fs.call_s3
+    failures = [OSError(16, "slow down")]
+
+    def two_at_a_time(method: str, **options: Any) -> Any:
+        if failures and "ContinuationToken" in options:
+            raise failures.pop()
+        return send(method, **options, MaxKeys=2)
+
+    s3._fs.call_s3 = two_at_a_time
+    assert [found.path for found in s3.list("a")] == [f"a/{n}" for n in range(7)]
+    assert not failures
 
 
 def test_absent_credentials_are_a_config_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

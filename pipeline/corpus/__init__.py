@@ -12,6 +12,7 @@ from pipeline.corpus.identity import bucket_of, embedding_hashes, text_hashes, v
 from pipeline.corpus.planning import plan_corpus
 from pipeline.corpus.stage import (
     check_error_budget,
+    count_reasons,
     documents_by_id,
     merge_documents,
     read_dead_letters,
@@ -24,6 +25,7 @@ __all__ = [
     "check_error_budget",
     "chunk_texts",
     "count_changes",
+    "count_reasons",
     "documents_by_id",
     "embedding_hashes",
     "make_splitter",

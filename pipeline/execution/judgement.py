@@ -83,7 +83,7 @@ def judge(
     tasks = [
         Task(
             "exact",
-            {**inputs, "bucket": b},
+            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
             partial(exact_bucket, bucket=b),
             shared,
         )

@@ -7,15 +7,16 @@ worker's unit is given to another; results come as they finish, each with its pl
 import functools
 import math
 import os
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
+from pipeline.embedding.bisecting import check_works
 from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
-from pipeline.errors import ConfigError, PipelineError, TransientError
+from pipeline.errors import ConfigError, TransientError
+from pipeline.execution.pool import ActorPool, result_of
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
 __all__ = ["THREADS_PER_TASK", "EncoderSpec", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
@@ -48,7 +49,7 @@ class Runner(Protocol):
 
 
 def _load(spec: EncoderSpec, device: str | None) -> TextEncoder:
-    return load_encoder(
+    encoder = load_encoder(
         spec.config,
         dtype=spec.dtype,
         name=spec.name,
@@ -57,6 +58,8 @@ def _load(spec: EncoderSpec, device: str | None) -> TextEncoder:
         device=device,
         threads=spec.embedding.threads_per_actor,
     )
+    check_works(encoder.encode_documents, dims=encoder.identity.dims, name=spec.name)
+    return encoder
 
 
 class InlineRunner:
@@ -165,16 +168,19 @@ class RayRunner(AbstractContextManager["RayRunner"]):
         remote = ray.remote(_EncoderActor).options(
             num_cpus=0 if gpus else spec.embedding.threads_per_actor,
             num_gpus=(spec.embedding.gpus_per_actor or 1.0) if gpus else 0,
-            max_restarts=-1,
-            max_task_retries=self._config.max_retries,
+            # The pool restarts and retries: Ray would charge a death to every task that waited at the actor.
+            max_restarts=0,
+            max_task_retries=0,
         )
-        count = encoder_actor_count(spec.embedding, nodes=nodes, tasks=len(tasks))
-        actors = [remote.remote(spec, self._store, "cuda" if gpus else None) for _ in range(count)]
-        try:
-            yield from _pooled(actors, tasks)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        shared = _Shared()
+        pool = ActorPool(
+            start=lambda: remote.remote(spec, self._store, "cuda" if gpus else None),
+            submit=lambda actor, task: actor.perform.remote(task.without_shared(), shared.of(task)),
+            record=lambda task: perform(task, task.shared, self._store, THREADS_PER_TASK),
+            size=encoder_actor_count(spec.embedding, nodes=nodes, tasks=len(tasks)),
+            max_retries=self._config.max_retries,
+        )
+        yield from pool.run(tasks)
 
 
 class _Shared:
@@ -192,7 +198,7 @@ class _Shared:
 
 
 class _EncoderActor:
-    """A worker that keeps one encoder loaded; after a restart it loads it again at its next task."""
+    """A worker that keeps one encoder loaded."""
 
     def __init__(self, spec: EncoderSpec, store: StoreSpec, device: str | None) -> None:
         self._spec, self._store, self._device = spec, store, device
@@ -250,53 +256,7 @@ def _windowed(submit: Any, count: int, window: int) -> Iterator[tuple[int, Done]
                 return
             ready, _ = ray.wait(list(running), num_returns=1)
             for reference in ready:
-                yield running.pop(reference), _result(reference)
+                yield running.pop(reference), result_of(reference)
     finally:
         for reference in running:
             ray.cancel(reference, force=False)
-
-
-def _pooled(actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
-    """Give two tasks at a time to each actor that has loaded its encoder, so that none waits for the driver."""
-    import ray
-
-    shared = _Shared()
-    loading = {actor.load.remote(): actor for actor in actors}
-    running: dict[Any, tuple[int, Any]] = {}
-    waiting = deque(range(len(tasks)))
-    free: list[Any] = []
-    while waiting or running:
-        while free and waiting:
-            place, actor = waiting.popleft(), free.pop(0)
-            method = actor.perform.options(retry_exceptions=[TransientError])
-            task = tasks[place]
-            running[method.remote(task.without_shared(), shared.of(task))] = (place, actor)
-        ready, _ = ray.wait([*running, *loading], num_returns=1)
-        for reference in ready:
-            if reference in loading:
-                _result(reference)
-                free += 2 * [loading.pop(reference)]
-                continue
-            place, actor = running.pop(reference)
-            yield place, _result(reference)
-            free.append(actor)
-
-
-def _result(reference: Any) -> Any:
-    """A call's result; our own errors come out as themselves."""
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PipelineError):
-            raise error.cause from error
-        raise
-    except (
-        ray.exceptions.WorkerCrashedError,
-        ray.exceptions.ActorDiedError,
-        ray.exceptions.OutOfMemoryError,
-    ) as error:
-        raise TransientError(
-            "ray", f"a worker died again and again ({error})", "rerun: finished work is kept"
-        ) from error

@@ -197,6 +197,7 @@ def read_manifest(store: Store, record: ReleaseRecord) -> IndexManifest:
 def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
     """Every file that a manifest records."""
     yield from manifest.documents
+    yield from manifest.condemned
     for partition in manifest.partitions:
         yield from (partition.heads, partition.directory, *partition.codes.files)
         for segment in partition.segments:

@@ -17,7 +17,7 @@ from pipeline.release import claim_root
 from pipeline.storage import LocalStore
 from tests.integration.roads import rows_of, settings, write_config, write_parquet
 
-JOBS = ("run", "plan", "status", "search", "verify", "rollback", "gc")
+JOBS = ("run", "redrive", "plan", "status", "search", "verify", "rollback", "gc")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 

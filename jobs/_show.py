@@ -96,7 +96,9 @@ def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _letters_text(s: Mapping[str, Any]) -> str:
-    reasons = "; ".join(f"{count:,} x {reason}" for reason, count in s["dead_letters_by_reason"].items())
+    reasons = "; ".join(
+        f"{count:,} x {reason}" for reason, count in s.get("dead_letters_by_reason", {}).items()
+    )
     return f"{s['dead_letters']:,}" + (f": {reasons}" if reasons else "")
 
 

@@ -46,6 +46,7 @@ class FaultyEncoder:
 
     def __init__(self, config: EncoderConfig, *, name: str = "hashing") -> None:
         self._sound = HashingEncoder(config, name=name)
+        self._prompt = config.document_prompt
         self.identity: EncoderIdentity = self._sound.identity
         _, _, folder = config.model.partition(FAULTY_MARK)[2].partition(":")
         self._folder = Path(folder) if folder else None
@@ -53,7 +54,7 @@ class FaultyEncoder:
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Turn n texts into (n, d) float32 of unit length, or fail as the texts say."""
-        faults = [self._fault(text) for text in texts]
+        faults = [self._fault(self._prompt + text) for text in texts]
         vectors = self._sound.encode_documents(texts)
         for row, fault in enumerate(faults):
             if fault in SPOILED:

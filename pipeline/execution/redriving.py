@@ -67,9 +67,8 @@ def redrive(
 
     summary = run(config, spec, runner_of, prepare=begin)
     counts = _finish(spec.open(), begun)
-    in_source = {
-        reason: count for reason, count in summary["dead_letters_by_reason"].items() if reason not in REASONS
-    }
+    by_reason = summary.get("dead_letters_by_reason", {})
+    in_source = {reason: count for reason, count in by_reason.items() if reason not in REASONS}
     return {**summary, "redriven": counts, "bad_in_source": in_source}
 
 

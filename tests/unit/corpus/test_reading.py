@@ -274,6 +274,23 @@ def test_a_flipped_bit_is_found_where_pages_have_checksums(corpus):
     assert found == [BadRow(0, "a", "its page cannot be decoded")]
 
 
+def test_a_bad_string_in_a_list_of_another_shard_is_not_this_shards_business(corpus):
+    tags = [["a"], [NOT_UTF8], ["b"], None]
+    column = binary_lists(tags)
+    corpus.parquet("a.parquet", pa.table({"_id": list("abcd"), "text": ["x"] * 4, "tags": column}))
+    found = only_batches(
+        corpus, corpus.plan(shard_rows=1, attributes=("tags",)), shard_rows=1, attributes=("tags",)
+    )
+    assert [row for batch in found for row in batch.bad] == [BadRow(1, "b", "invalid UTF-8 in column tags")]
+
+
+def binary_lists(rows):
+    raw = pa.array(rows, pa.list_(pa.binary()))
+    strings = pa.array([value for row in rows for value in row or []], pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), len(strings), strings.buffers())
+    return pa.ListArray.from_arrays(raw.offsets, strings)
+
+
 LINES = st.lists(st.binary(max_size=25).map(lambda line: line.replace(b"\n", b" ")), max_size=8)
 
 

@@ -13,7 +13,7 @@ Each death costs the start of an actor and the loading of its encoder, while the
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -174,6 +174,7 @@ class ActorPool:
             yield place, _joined(self._done.pop(place))
 
     def _replace(self, lane: _Lane, said: str) -> None:
+
         self._dead_at_loading += lane.loading is not None
         if self._dead_at_loading > self._max_retries + self._size:
             raise _lost(
@@ -203,7 +204,8 @@ class ActorPool:
             self._left[item.place] += len(pieces) - 1
             self._queue(*(_Item(item.place, piece, is_piece=True) for piece in pieces))
         else:
-            yield from self._finish(item.place, self._record(rescue.give_up(item.deaths, said)))
+            recorded = replace(self._record(rescue.give_up(item.deaths, said)), peak_mb=0.0)
+            yield from self._finish(item.place, recorded)
 
 
 def _standing(lane: _Lane) -> int:

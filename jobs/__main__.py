@@ -2,7 +2,7 @@
 
 import typer
 
-from jobs import gc, plan, report, rollback, run, search, status, verify
+from jobs import gc, plan, redrive, report, rollback, run, search, status, verify
 
 __all__ = ["main"]
 
@@ -16,7 +16,7 @@ def main() -> None:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-    for module in (run, plan, status, report, search, verify, rollback, gc):
+    for module in (run, redrive, plan, status, report, search, verify, rollback, gc):
         app.command(module.__name__.rpartition(".")[2])(module.command)
     app()
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from pipeline.artifacts import RunRecord
 from pipeline.config import Config
 
-__all__ = ["run_line", "show_pairs", "show_run", "show_runs"]
+__all__ = ["run_line", "show_pairs", "show_redrive", "show_run", "show_runs"]
 
 SHOWN_CHARS = 110
 
@@ -22,6 +22,21 @@ def show_run(config: Config, summary: Mapping[str, Any]) -> None:
     console.print(_figures(summary))
     if config.evaluation.examples:
         _show_examples(console, config)
+
+
+def show_redrive(config: Config, summary: Mapping[str, Any]) -> None:
+    """Print what became of the texts that were tried again, and which rows only the owner of the corpus can mend."""
+    console = Console(stderr=True, highlight=False)
+    console.print(_heading(config, summary))
+    table = Table("reason", "dead", "recovered", "dead again", "not in the corpus", title="texts tried again")
+    for reason, found in summary["redriven"].items():
+        table.add_row(reason, *(f"{number:,}" for number in found.values()))
+    console.print(table if summary["redriven"] else "No text was condemned: there is nothing to redrive.")
+    if summary["bad_in_source"]:
+        rows = ", ".join(
+            f"{count:,} x {escape(reason)}" for reason, count in summary["bad_in_source"].items()
+        )
+        console.print(f"Bad in the corpus itself, and to be mended there (see dead_letter_files): {rows}")
 
 
 def _heading(config: Config, summary: Mapping[str, Any]) -> str:
@@ -49,7 +64,7 @@ def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"{s['documents']:,} ({s['added']:,} added, {s['changed']:,} changed, {s['removed']:,} removed)",
         ),
         ("encoded", f"{s['encoded']:,} texts with {s['encoder']}"),
-        ("dead letters", f"{s['dead_letters']:,}"),
+        ("dead letters", _letters_text(s)),
         ("codes", f"{s['code_bytes']} bytes per vector, levels {s['levels']}"),
         (
             "posting lists",
@@ -79,6 +94,13 @@ def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     if "tasks" in s and not s.get("skipped"):
         rows.append(("tasks", f"{s['tasks']} ({s['tasks_reused']} done before and skipped)"))
     return rows
+
+
+def _letters_text(s: Mapping[str, Any]) -> str:
+    reasons = "; ".join(
+        f"{count:,} x {reason}" for reason, count in s.get("dead_letters_by_reason", {}).items()
+    )
+    return f"{s['dead_letters']:,}" + (f": {reasons}" if reasons else "")
 
 
 def _bytes_text(s: Mapping[str, Any]) -> str:

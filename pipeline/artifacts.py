@@ -186,6 +186,9 @@ class IndexManifest(_Frozen):
     documents: tuple[FileRef, ...]
     document_buckets: int
     num_documents: int
+    """Those that a search can return: documents all of whose rows are condemned are left out."""
+    condemned: tuple[FileRef, ...] = ()
+    """Rows of `documents` that are in no partition, because their text cannot be encoded."""
     partitions: tuple[Partition, ...]
     search: SearchDefaults
     statistics: dict[str, float]

@@ -91,7 +91,8 @@ class CorpusConfig(_Strict):
     shard_rows: int = Field(20_000, ge=1)
     """Most rows of one shard."""
     error_budget: float = Field(0.01, ge=0)
-    """Bad rows that a run may set aside: below 1 a fraction of the rows read, from 1 on a number of rows."""
+    """Bad rows that a run may set aside, those counted whose text cannot be encoded: below 1 a fraction of the rows read, from 1
+    on a number of rows."""
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:

@@ -7,6 +7,7 @@ __all__ = [
     "RAW_COLUMNS",
     "RESERVED_COLUMNS",
     "RESULTS",
+    "condemned_schema",
     "directory_schema",
     "documents_schema",
     "embeddings_schema",
@@ -51,6 +52,17 @@ def documents_schema(attributes: pa.Schema) -> pa.Schema:
 def embeddings_schema(dims: int) -> pa.Schema:
     """Cached float32 unit vectors, sorted by text_hash."""
     return pa.schema([_required("text_hash", TEXT_HASH), _vector("embedding", pa.float32(), dims)])
+
+
+def condemned_schema() -> pa.Schema:
+    """Rows that are in no list because their text cannot be encoded, sorted by vector_id; `chunks` has their document."""
+    return pa.schema(
+        [
+            _required("vector_id", VECTOR_ID),
+            _required("text_hash", TEXT_HASH),
+            _required("chunks", pa.int32()),
+        ]
+    )
 
 
 def heads_schema(dims: int) -> pa.Schema:
@@ -99,9 +111,14 @@ DEAD_LETTERS = pa.schema(
         pa.field("doc_id", pa.string()),
         _required("stage", pa.string()),
         _required("reason", pa.string()),
+        pa.field("chunk_no", pa.int32()),
+        pa.field("text_hash_hex", pa.string()),
+        pa.field("attempts", pa.int32()),
+        pa.field("error", pa.string()),
     ]
 )
-"""Rows set aside: where they stand in the corpus, and why."""
+"""Rows set aside: where they stand in the corpus, and why. The last four columns are those of texts that could not be
+encoded: one row for each chunk, the hash of its text, how often it was tried alone, and what the encoder said."""
 
 RESULTS = pa.schema(
     [

@@ -171,8 +171,11 @@ def _is_bad_string(value: bytes | None) -> bool:
 def _string_lists(array: pa.Array) -> Converted:
     kind = ARROW_TYPES["list<string>"]
     raw = raw_bytes(array)
-    if _is_clean(raw.flatten().cast(pa.string(), safe=False)):
-        return Converted(raw.cast(kind), _none_bad(array))
+    strings = raw.flatten()
+    if _is_clean(strings.cast(pa.string(), safe=False)):
+        # The cast looks at all strings of the buffer, those of rows outside this slice too.
+        own = raw if len(strings) == len(raw.values) else raw.take(pa.array(np.arange(len(raw))))
+        return Converted(own.cast(kind), _none_bad(array))
     rows = raw.to_pylist()
     bad = np.array([any(_is_bad_string(x) for x in row or []) for row in rows])
     clean = [None if is_bad else row for row, is_bad in zip(rows, bad, strict=True)]

@@ -7,18 +7,20 @@ it; a blank line is not a row. A byte-order mark at the start of a file is skipp
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.corpus.rules import NOT_AN_OBJECT, BadRowError
-from pipeline.errors import CorruptArtifactError, DataError
+from pipeline.corpus.rules import LINE_TOO_LONG, NOT_AN_OBJECT, BadRowError
+from pipeline.errors import CorruptArtifactError
 
-__all__ = ["LineScan", "line_blocks", "numbered_lines", "parse_line", "scan_lines"]
+__all__ = ["Block", "LineScan", "line_blocks", "numbered_lines", "parse_line", "scan_lines"]
 
 MAX_LINE_BYTES = 64 * 1024 * 1024
-"""Longest line; one JSON array of a whole corpus is no JSONL and would take all memory."""
+"""Longest line that is read; one JSON array of a whole corpus is no JSONL and would take all memory."""
+TOO_LONG = b"\xff a line of more than 64 MiB"
+"""Stands for the bytes of a longer line; no line of UTF-8 is like it."""
 BOM = b"\xef\xbb\xbf"
 NEWLINE = 0x0A
 SPACE = 0x20
@@ -38,28 +40,52 @@ class LineScan:
     """The first lines that are not blank."""
 
 
-def line_blocks(pieces: Iterable[bytes], place: str) -> Iterator[bytes]:
-    """Cut a stream of bytes behind newlines; only the last block may lack one.
+class Block(NamedTuple):
+    """Whole lines of a file."""
 
-    Raises:
-        DataError: A line is longer than 64 MiB.
+    data: bytes
+    size: int
+    """Bytes in the file: more than `data` has where a line was too long to be kept."""
+
+
+def line_blocks(pieces: Iterable[bytes]) -> Iterator[Block]:
+    """Cut a stream of bytes behind newlines; only the last block may lack one. A line that is too long is let go.
+
+    A piece is shorter than the longest line that is read.
     """
-    carried = b""
+    carried, let_go = b"", 0
     for piece in pieces:
-        whole, newline, rest = piece.rpartition(b"\n")
-        if newline:
-            yield carried + whole + newline
-            carried = rest
+        first, newline, others = piece.partition(b"\n")
+        if not newline:
+            carried, let_go = _carried(carried + piece, let_go)
+            continue
+        line = carried + first
+        if let_go or len(line) > MAX_LINE_BYTES:
+            yield Block(TOO_LONG + newline, let_go + len(line) + 1)
         else:
-            carried += piece
-        if len(carried) > MAX_LINE_BYTES:
-            problem = f"a line is longer than {MAX_LINE_BYTES >> 20} MiB"
-            raise DataError(place, problem, "JSONL has one JSON object on each line; rewrite the file")
-    if carried:
-        yield carried
+            yield _block(line + newline)
+        whole, newline, rest = others.rpartition(b"\n")
+        if newline:
+            yield _block(whole + newline)
+        carried, let_go = _carried(rest, 0)
+    if let_go:
+        yield Block(TOO_LONG, let_go + len(carried))
+    elif carried:
+        yield _block(carried)
 
 
-def scan_lines(blocks: Iterable[bytes], shard_rows: int, head_rows: int, place: str) -> LineScan:
+def _block(data: bytes) -> Block:
+    return Block(data, len(data))
+
+
+def _carried(line: bytes, let_go: int) -> tuple[bytes, int]:
+    """The beginning of a line as far as it is kept, and the number of its bytes that are not."""
+    if let_go or len(line) > MAX_LINE_BYTES:
+        return b"", let_go + len(line)
+    return line, 0
+
+
+def scan_lines(blocks: Iterable[Block], shard_rows: int, head_rows: int, place: str) -> LineScan:
     """Count rows and note where each shard starts.
 
     Args:
@@ -75,17 +101,17 @@ def scan_lines(blocks: Iterable[bytes], shard_rows: int, head_rows: int, place: 
     last = b""
     for block in blocks:
         _scan_block(scan, block, shard_rows, head_rows)
-        last = block
+        last = block.data
     if last and not last.endswith(b"\n"):
         _check_last_line(last.rpartition(b"\n")[2], scan.lines - 1, place)
     return scan
 
 
-def numbered_lines(blocks: Iterable[bytes], first_line: int) -> Iterator[tuple[int, bytes]]:
+def numbered_lines(blocks: Iterable[Block], first_line: int) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of every line that is not blank."""
     line_no = first_line
     for block in blocks:
-        lines = block.split(b"\n")
+        lines = block.data.split(b"\n")
         if not lines[-1]:
             lines.pop()
         yield from ((line_no + i, line) for i, line in enumerate(lines) if line.strip())
@@ -96,8 +122,10 @@ def parse_line(line: bytes) -> dict[str, Any]:
     """One JSON object.
 
     Raises:
-        BadRowError: Not UTF-8, not JSON, or not an object.
+        BadRowError: Too long, not UTF-8, not JSON, or not an object.
     """
+    if line.startswith(TOO_LONG):
+        raise BadRowError(LINE_TOO_LONG)
     try:
         value = json.loads(line.removeprefix(BOM).decode())
     except UnicodeDecodeError as error:
@@ -111,7 +139,8 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return value
 
 
-def _scan_block(scan: LineScan, block: bytes, shard_rows: int, head_rows: int) -> None:
+def _scan_block(scan: LineScan, read: Block, shard_rows: int, head_rows: int) -> None:
+    block = read.data
     data = np.frombuffer(block, np.uint8)
     starts = np.concatenate([[0], np.flatnonzero(data == NEWLINE) + 1])
     starts = starts[starts < len(data)]
@@ -125,7 +154,7 @@ def _scan_block(scan: LineScan, block: bytes, shard_rows: int, head_rows: int) -
     scan.head += [block[starts[i] : stops[i]] for i in wanted]
     scan.rows += len(line_no)
     scan.lines += len(starts)
-    scan.size += len(block)
+    scan.size += read.size
 
 
 def _is_row(block: bytes, starts: NDArray[np.intp], stops: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -137,7 +166,7 @@ def _is_row(block: bytes, starts: NDArray[np.intp], stops: NDArray[np.intp]) -> 
 
 
 def _check_last_line(line: bytes, line_no: int, place: str) -> None:
-    if not line.strip():
+    if not line.strip() or line == TOO_LONG:
         return
     try:
         json.loads(line.removeprefix(BOM))

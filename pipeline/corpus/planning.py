@@ -215,7 +215,7 @@ def _column_bytes(metadata: pq.FileMetaData, columns: Sequence[str]) -> int:
 def _scan_jsonl(store: Store, file: ObjectInfo, config: CorpusConfig, sample_rows: int) -> _ScannedFile:
     place = f"{store.uri}/{file.path}"
     digest = hashlib.sha256()
-    blocks = line_blocks(_hashed(read_pieces(store, file.path, 0, file.size), digest), place)
+    blocks = line_blocks(_hashed(read_pieces(store, file.path, 0, file.size), digest))
     scan = scan_lines(blocks, config.shard_rows, sample_rows, place)
     sample = list(_objects(scan.head))
     vectors = [row.get(config.embedding) for row in sample] if config.embedding is not None else []

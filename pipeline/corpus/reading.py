@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from pipeline.artifacts import Plan, ShardSpec, SourceFile
 from pipeline.config import CorpusConfig
 from pipeline.corpus.columns import CheckedBatch, check_columns, unit_rows, valid_schema
+from pipeline.corpus.conversion import ids_of
 from pipeline.corpus.jsonl import line_blocks, numbered_lines, parse_line
-from pipeline.corpus.rules import BadRow, BadRowError, CheckedRow, RowSpec, check_row
+from pipeline.corpus.rules import UNREADABLE, BadRow, BadRowError, CheckedRow, RowSpec, check_row
 from pipeline.corpus.sources import content_of, read_pieces
 from pipeline.errors import CorruptArtifactError, DataError
 from pipeline.storage import ObjectInfo, Store
@@ -53,7 +54,7 @@ def read_batches(source: Store, plan: Plan, shard: ShardSpec, config: CorpusConf
 
     Raises:
         DataError: The file is not the one that was planned.
-        CorruptArtifactError: Its bytes cannot be decoded.
+        CorruptArtifactError: It has no valid footer. (Rows of a page that cannot be decoded are bad rows.)
     """
     file = plan.files[shard.file_no]
     found = _check_unchanged(source, file)
@@ -128,33 +129,60 @@ def _changed(source: Store, path: str) -> DataError:
 
 def _read_jsonl(source: Store, file: SourceFile, shard: ShardSpec, spec: RowSpec) -> Iterator[CheckedBatch]:
     pieces = read_pieces(source, file.path, shard.first_byte, shard.stop_byte)
-    lines = numbered_lines(line_blocks(pieces, f"{source.uri}/{file.path}"), shard.first_row)
+    lines = numbered_lines(line_blocks(pieces), shard.first_row)
     while batch := list(islice(lines, BATCH_ROWS)):
         yield check_lines(spec, batch)
 
 
 def _read_parquet(source: Store, file: SourceFile, shard: ShardSpec, spec: RowSpec) -> Iterator[CheckedBatch]:
-    for first_row, batch in _parquet_batches(source, file, shard, spec.columns):
-        yield check_columns(spec, {name: batch.column(name) for name in spec.columns}, first_row)
-
-
-def _parquet_batches(
-    source: Store, file: SourceFile, shard: ShardSpec, columns: tuple[str, ...]
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(first row, batch) of the shard's rows, decoding only the row groups that overlap it."""
-    stop_row = shard.first_row + shard.rows
     with open_source(source, file.path) as parquet:
-        groups, row = _overlapping_groups(parquet.metadata, shard.first_row, stop_row)
-        for batch in parquet.iter_batches(
-            BATCH_ROWS, row_groups=groups, columns=list(columns), use_threads=False
-        ):
-            skipped = max(0, shard.first_row - row)
-            if skipped < batch.num_rows:
-                yield row + skipped, batch.slice(skipped, stop_row - row - skipped)
+        groups, row = _overlapping_groups(parquet.metadata, shard.first_row, shard.first_row + shard.rows)
+        for group in groups:
+            for first_row, batch in _group_batches(parquet, group, row, spec):
+                skipped = max(0, shard.first_row - first_row)
+                taken = batch.slice(skipped, shard.first_row + shard.rows - first_row - skipped)
+                if taken.num_rows:
+                    yield _checked(spec, taken, first_row + skipped)
+            row += parquet.metadata.row_group(group).num_rows
+
+
+def _group_batches(
+    parquet: pq.ParquetFile, group: int, first_row: int, spec: RowSpec
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """(first row, batch) of one row group. What follows a page that cannot be decoded comes with its ids alone."""
+    rows, row = parquet.metadata.row_group(group).num_rows, first_row
+    try:
+        for batch in _decoded(parquet, group, list(spec.columns)):
+            yield row, batch
             row += batch.num_rows
-            if row >= stop_row:
-                return
-    raise _corrupt(f"{source.uri}/{file.path}", f"expected row {row}, found the end")
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk, not the file
+    left = first_row + rows - row
+    if left:
+        yield row, _ids_alone(parquet, group, spec.id).slice(rows - left)
+
+
+def _decoded(parquet: pq.ParquetFile, group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    return parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
+
+
+def _ids_alone(parquet: pq.ParquetFile, group: int, column: str) -> pa.RecordBatch:
+    """The ids of a row group some other column of which is damaged; nulls where they are."""
+    try:
+        ids = pa.concat_arrays([batch.column(column) for batch in _decoded(parquet, group, [column])])
+    except (pa.ArrowException, OSError):
+        ids = pa.nulls(parquet.metadata.row_group(group).num_rows, pa.string())
+    return pa.record_batch({column: ids_of(ids).values})
+
+
+def _checked(spec: RowSpec, batch: pa.RecordBatch, first_row: int) -> CheckedBatch:
+    if set(batch.schema.names) == set(spec.columns):
+        return check_columns(spec, {name: batch.column(name) for name in spec.columns}, first_row)
+    bad = [BadRow(first_row + i, name, UNREADABLE) for i, name in enumerate(batch.column(0).to_pylist())]
+    vectors = np.zeros((0, spec.dims or 0), np.float32) if spec.embedding is not None else None
+    nothing = valid_schema(spec).empty_table()
+    return CheckedBatch(len(bad), np.zeros(0, np.int64), nothing, vectors, bad)
 
 
 def _overlapping_groups(metadata: pq.FileMetaData, first_row: int, stop_row: int) -> tuple[list[int], int]:

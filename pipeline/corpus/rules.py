@@ -22,8 +22,10 @@ __all__ = [
     "EMBEDDING_ZERO",
     "ID_EMPTY",
     "ID_NULL",
+    "LINE_TOO_LONG",
     "NOT_AN_OBJECT",
     "TEXT_EMPTY",
+    "UNREADABLE",
     "BadRow",
     "BadRowError",
     "CheckedRow",
@@ -38,6 +40,8 @@ ID_NULL = "id is null"
 ID_EMPTY = "id is empty"
 TEXT_EMPTY = "text is empty"
 NOT_AN_OBJECT = "row is not a JSON object"
+LINE_TOO_LONG = "line is longer than 64 MiB"
+UNREADABLE = "its page cannot be decoded"
 EMBEDDING_NULL = "embedding is null"
 EMBEDDING_WITH_NULLS = "embedding has null values"
 EMBEDDING_NOT_FINITE = "embedding has NaN or infinite values"

@@ -51,9 +51,14 @@ __all__ = [
     "read_shard",
 ]
 
-ROWS_FOLDER, TEXTS_FOLDER = "scratch/rows", "scratch/texts"
+ROWS_FOLDER, TEXTS_FOLDER, PLACES_FOLDER = "scratch/rows", "scratch/texts", "scratch/places"
 DOCUMENTS_FOLDER, DEAD_LETTERS_FOLDER = "documents", "dead_letters"
 SHOWN_FILES = 3
+
+PLACES = pa.schema(
+    [pa.field("file_no", pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
+)
+"""Where a row stands in the corpus."""
 
 
 def read_shard(
@@ -110,9 +115,9 @@ def merge_documents(
         text_buckets: Buckets of the shuffle by text hash.
 
     Returns:
-        Files `documents` (sorted by vector_id), `texts` (the same rows in text buckets, sorted by text_hash and
-        vector_id, with embedding where ready-made) and, if there were duplicates, `dead_letters`; numbers
-        `documents`, `vectors`, `duplicates`.
+        Files `documents` (sorted by vector_id), `places` (file_no and row of each row of it), `texts` (the same rows in
+        text buckets, sorted by text_hash and vector_id, with embedding where ready-made) and, if there were duplicates,
+        `dead_letters`; numbers `documents`, `vectors`, `duplicates`.
 
     Raises:
         DataError: Two document ids have one hash.
@@ -125,9 +130,12 @@ def merge_documents(
     duplicates = letters_of_duplicates(table, dropped, winners[dropped], plan)
     kept = np.flatnonzero(is_kept)
     ids = sort_keys(hash_matrix(table["vector_id"]))[kept]
-    table = table.take(pa.array(kept[np.argsort(ids, kind="stable")])).drop_columns(["file_no", "row"])
+    table = table.take(pa.array(kept[np.argsort(ids, kind="stable")]))
+    places = table.select(PLACES.names).cast(PLACES)
+    table = table.drop_columns(PLACES.names)
     schema = documents_schema(arrow_schema(plan.attributes))
     files = {"documents": write_table(store, DOCUMENTS_FOLDER, schema, [table.select(schema.names)])}
+    files["places"] = write_table(store, PLACES_FOLDER, PLACES, [places])
     files["texts"] = _texts(store, table, text_buckets)
     files |= _dead_letters(store, "merge", duplicates)
     num_documents = int((table["chunk_no"].to_numpy() == 0).sum())
@@ -136,7 +144,13 @@ def merge_documents(
 
 
 def check_error_budget(
-    store: Store, config: CorpusConfig, *, rows: int, bad_rows: int, dead_letters: Sequence[FileRef]
+    store: Store,
+    config: CorpusConfig,
+    *,
+    rows: int,
+    bad_rows: int,
+    dead_letters: Sequence[FileRef],
+    condemned: int = 0,
 ) -> None:
     """Stop a run that has set aside more rows than it may.
 
@@ -146,32 +160,39 @@ def check_error_budget(
         rows: Rows that a budget below 1 is a fraction of: the plan's, to judge early by the whole corpus.
         bad_rows: Rows set aside so far.
         dead_letters: Where they are; read only if the budget is passed.
+        condemned: Texts beside them that the encoder failed on, which are in no dead-letter table yet.
 
     Raises:
         ErrorBudgetError: Names the commonest reasons with a place each, the table, and what to do.
     """
     budget = config.error_budget
     allowed = budget * rows if budget < 1 else budget
-    if bad_rows <= allowed:
+    if bad_rows + condemned <= allowed:
         return
+    remedy = "mend the rows or raise corpus.error_budget"
+    problem = f"{bad_rows + condemned} of {rows} rows are bad, error_budget {budget:g} allows {int(allowed)}"
+    if condemned:
+        problem += f", {condemned} of them texts that the encoder failed on"
+        remedy += "; the encoder's failures are tried again by `strata redrive`"
     table = read_dead_letters(store, dead_letters)
     paths = [f"{store.uri}/{ref.path}" for ref in dead_letters]
     more = f" and {len(paths) - SHOWN_FILES} more" if len(paths) > SHOWN_FILES else ""
-    raise ErrorBudgetError(
-        config.uri,
-        f"{bad_rows} of {rows} rows are bad, error_budget {budget:g} allows {int(allowed)}: {common_reasons(table)}",
-        f"all of them are in {', '.join(paths[:SHOWN_FILES])}{more}; mend the rows or raise corpus.error_budget",
-    )
+    place = f"all of them are in {', '.join(paths[:SHOWN_FILES])}{more}; " if paths else ""
+    reasons = f": {common_reasons(table)}" if table.num_rows else ""
+    raise ErrorBudgetError(config.uri, f"{problem}{reasons}", f"{place}{remedy}")
 
 
 def read_dead_letters(store: Store, files: Sequence[FileRef]) -> pa.Table:
     """Rows of several dead-letter files as one table (schemas.DEAD_LETTERS)."""
-    tables = [read_columns(store, ref.path).cast(DEAD_LETTERS) for ref in files]
-    return pa.concat_tables([DEAD_LETTERS.empty_table(), *tables])
+    # Files of earlier versions lack columns, which become null.
+    tables = [read_columns(store, ref.path) for ref in files]
+    return pa.concat_tables([DEAD_LETTERS.empty_table(), *tables], promote_options="default").cast(
+        DEAD_LETTERS
+    )
 
 
 def count_reasons(store: Store, files: Sequence[FileRef]) -> dict[str, int]:
-    """Rows of dead-letter files by kind of reason; all duplicates are one kind, whatever they are duplicates of."""
+    """Dead letters by kind of reason, the commonest first; all duplicates are one kind, whatever they are duplicates of."""
     counts: Counter[str] = Counter()
     for ref in files:
         reasons = read_columns(store, ref.path, ["reason"])["reason"]
@@ -179,7 +200,7 @@ def count_reasons(store: Store, files: Sequence[FileRef]) -> dict[str, int]:
             reason = found["values"]
             kind = "duplicate" if reason.startswith("duplicate of") else kind_of_reason(reason)
             counts[kind] += found["counts"]
-    return dict(counts)
+    return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
 def documents_by_id(
@@ -234,7 +255,7 @@ def _chunked(table: pa.Table, corpus: CorpusConfig, tokenizer_json: bytes | None
 def _identified(table: pa.Table, plan: Plan) -> pa.Table:
     ids = vector_ids(table["doc_id"].combine_chunks(), table["chunk_no"].to_numpy())
     schema = documents_schema(arrow_schema(plan.attributes))
-    places = [pa.field("file_no", pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
+    places = list(PLACES)
     if plan.embedding_dims is None:
         hashes = text_hashes(table["text"].combine_chunks())
     else:
@@ -252,7 +273,8 @@ def _dead_letters(store: Store, stage: str, bad: Sequence[Letter]) -> dict[str, 
     if not bad:
         return {}
     file, row, doc_id, reason = (list(column) for column in zip(*bad, strict=True))
-    table = pa.table([file, row, doc_id, [stage] * len(bad), reason], schema=DEAD_LETTERS)
+    nothing = [pa.nulls(len(bad), field.type) for field in DEAD_LETTERS][5:]
+    table = pa.table([file, row, doc_id, [stage] * len(bad), reason, *nothing], schema=DEAD_LETTERS)
     return {"dead_letters": write_table(store, DEAD_LETTERS_FOLDER, DEAD_LETTERS, [table])}
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "pad_features", "plan_batches"]
+__all__ = ["Batch", "halves", "pad_features", "plan_batches"]
 
 BUCKET_TOKENS = 16
 
@@ -55,6 +55,14 @@ def plan_batches(
         for start in range(first, stop, size):
             rows = order[start : min(start + size, stop)]
             yield Batch(rows, length, size if whole else len(rows))
+
+
+def halves(batch: Batch) -> list[Batch]:
+    """Two batches of half the size that hold the texts of one; the second is left out where the first holds them all."""
+    size = -(-batch.size // 2)
+    pieces = [batch.rows[:size], batch.rows[size:]]
+    is_full = batch.size > len(batch.rows)
+    return [Batch(rows, batch.length, size if is_full else len(rows)) for rows in pieces if len(rows)]
 
 
 def pad_features(

@@ -2,7 +2,8 @@
 
 What the pipeline holds and passes around: identities, documents against queries, prompts. `model` runs one loaded
 model, `batching` says how texts share a batch, `model_source` where models come from, `precision` which number format
-is good enough, `hashing` is the weightless twin for tests. Nothing here imports torch before a model is loaded.
+is good enough, `hashing` is the weightless twin for tests and `faulty` the one that fails on demand. Nothing here
+imports torch before a model is loaded.
 """
 
 import functools
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig, StorageConfig
-from pipeline.embedding.hashing import HASHING_PREFIX, HashingEncoder, hashing_dims
+from pipeline.embedding.faulty import FaultyEncoder
+from pipeline.embedding.hashing import FAULTY_MARK, HASHING_PREFIX, HashingEncoder, hashing_dims
 from pipeline.embedding.model import BATCH_TOKENS, Dtype, LoadedModel, pick_device
 from pipeline.embedding.model_source import resolve_model
 from pipeline.errors import ConfigError
@@ -103,7 +105,8 @@ def load_encoder(
         StorageUnavailableError: The model could not be fetched now.
     """
     if config.model.startswith(HASHING_PREFIX):
-        return HashingEncoder(config, name=name or config.model)
+        kind = FaultyEncoder if FAULTY_MARK in config.model else HashingEncoder
+        return kind(config, name=name or config.model)
     if threads is not None:
         import torch
 

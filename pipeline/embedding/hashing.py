@@ -15,19 +15,21 @@ from pipeline.config import EncoderConfig
 from pipeline.errors import ConfigError
 from pipeline.spaces.fingerprint import EncoderIdentity, hashing_identity
 
-__all__ = ["HASHING_PREFIX", "HashingEncoder", "hashing_dims"]
+__all__ = ["FAULTY_MARK", "HASHING_PREFIX", "HashingEncoder", "hashing_dims"]
 
 HASHING_PREFIX = "hashing:"
+FAULTY_MARK = "!faulty"
+"""Ends the width where the encoder is to fail on marked texts: see `faulty`."""
 WORD = re.compile(r"\w+")
 
 
 def hashing_dims(source: str) -> int:
-    """Width named by `hashing:<dims>`.
+    """Width named by `hashing:<dims>`, with or without the mark of the faulty one.
 
     Raises:
         ConfigError: It is not a positive multiple of 8.
     """
-    text = source.removeprefix(HASHING_PREFIX)
+    text = source.removeprefix(HASHING_PREFIX).partition(FAULTY_MARK)[0]
     if not text.isdecimal() or int(text) < 1 or int(text) % 8:
         raise ConfigError(f"model: {source}", "expected a positive multiple of 8", "for example hashing:64")
     return int(text)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from pipeline.config import EncoderConfig
-from pipeline.embedding.batching import Batch, pad_features, plan_batches
+from pipeline.embedding.batching import Batch, halves, pad_features, plan_batches
+from pipeline.embedding.bisecting import is_out_of_memory
 from pipeline.errors import CorruptArtifactError
 
 __all__ = ["BATCH_TOKENS", "Dtype", "LoadedModel", "pick_device"]
@@ -102,9 +104,19 @@ class LoadedModel:
         tokenizer = self._first.tokenizer
         fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
         left = tokenizer.padding_side == "left"
-        for batch in self._batches(_lengths(encodings)):
+        waiting = deque(self._batches(_lengths(encodings)))
+        while waiting:
+            batch = waiting.popleft()
             features = pad_features(encodings, batch, fill, left=left)
-            yield batch.rows, self._forward(self._tensors(features, prompt))
+            try:
+                embedding = self._forward(self._tensors(features, prompt))
+            except (MemoryError, RuntimeError) as error:
+                if batch.size == 1 or not is_out_of_memory(error):
+                    raise
+                # Other work shares the device: what fits today may be less than `batch_tokens` says.
+                waiting.extendleft(reversed(halves(batch)))
+                continue
+            yield batch.rows, embedding
 
     def _batches(self, lengths: NDArray[np.int64]) -> Iterator[Batch]:
         return plan_batches(

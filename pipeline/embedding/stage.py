@@ -2,18 +2,25 @@
 
     embeddings/<encoder>/cache.json                  dims and number of buckets, fixed by the first run
     embeddings/<encoder>/<bucket>/<hash>.parquet     text_hash, embedding; sorted by text_hash
+    embeddings/<encoder>/<bucket>/<hash>.condemned.parquet     texts that cannot be encoded, and why
     embeddings/<encoder>/<bucket>/log/<seq>.json     which files count
+    embeddings/<encoder>/redrives/<seq>.json         condemnations that are forgotten from then on; <seq>.done.json: the
+                                                     run that followed came to its end
 
 `plan_units` finds the texts of one bucket that have no vector yet and cuts them into units; `encode_unit` encodes one;
 `store_given` adds ready-made vectors; `CachedBucket` fetches vectors by text hash. Whatever crashes, only units in
 flight are encoded again.
+
+A text that cannot be encoded is condemned: no run tries it again until a redrive forgets that. A condemnation says after how
+many redrives it was made, so that one append to one log forgets all earlier ones, and a slow worker of an older run
+condemns nothing that was redriven meanwhile.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +28,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.artifacts import FORMAT_VERSION, FileRef, StageOutput
+from pipeline.embedding.bisecting import Condemned, encode_around
 from pipeline.embedding.encoder import TextEncoder
 from pipeline.errors import CorruptArtifactError, MissingFileError
 from pipeline.schemas import TEXT_HASH, embeddings_schema
@@ -32,9 +40,16 @@ __all__ = [
     "CachedBucket",
     "bucket_count",
     "cached_bytes",
+    "condemn",
+    "condemned_texts",
     "encode_unit",
+    "find_cache",
+    "finish_redrive",
+    "forget_condemned",
+    "is_redrive_finished",
     "open_cache",
     "plan_units",
+    "read_redrives",
     "store_given",
     "text_bucket_count",
 ]
@@ -44,11 +59,23 @@ MAX_BUCKETS = 4096
 GIVEN_FILE_ROWS = 16_384
 """Rows of one file of ready-made vectors."""
 REQUESTS_AT_ONCE = 16
-"""Reads of small log entries wait for the store, not for the processor."""
+"""Small requests wait for the store, not for the processor."""
 
 UNIT_SCHEMA = pa.schema(
     [pa.field("text_hash", TEXT_HASH, nullable=False), pa.field("text", pa.string(), nullable=False)]
 )
+CONDEMNED = pa.schema(
+    [
+        pa.field("text_hash", TEXT_HASH, nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("error", pa.string(), nullable=False),
+    ]
+)
+"""Texts that cannot be encoded; `reason` is one of bisecting.REASONS."""
+
+Redrives = tuple[tuple[str, ...], ...]
+"""The reasons that each redrive forgot, oldest first; none: every reason."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +85,13 @@ class Cache:
     folder: str
     buckets: int
     dims: int
+    redrives: Redrives = ()
+    """As they were when the run began."""
+
+    @property
+    def generation(self) -> int:
+        """Redrives so far: keys what is tried again after one."""
+        return len(self.redrives)
 
     def bucket_folder(self, bucket: int) -> str:
         """Folder of one bucket."""
@@ -75,10 +109,8 @@ def text_bucket_count(rows: int) -> int:
 
 def bucket_count(store: Store, encoder: str, rows: int) -> int:
     """Buckets that the cache of an encoder has, or that a first run on `rows` rows would give it."""
-    try:
-        return int(json.loads(store.read(f"embeddings/{encoder}/cache.json"))["buckets"])
-    except MissingFileError:
-        return text_bucket_count(rows)
+    cache = find_cache(store, encoder)
+    return cache.buckets if cache is not None else text_bucket_count(rows)
 
 
 def open_cache(store: Store, encoder: str, *, dims: int, rows: int) -> Cache:
@@ -95,26 +127,93 @@ def open_cache(store: Store, encoder: str, *, dims: int, rows: int) -> Cache:
     """
     folder = f"embeddings/{encoder}"
     path = f"{folder}/cache.json"
+    redrives = read_redrives(store, encoder)
     wanted = {"format": FORMAT_VERSION, "dims": dims, "buckets": text_bucket_count(rows)}
     if store.put_if_absent(path, canonical_json(wanted)):
-        return Cache(folder, wanted["buckets"], dims)
+        return Cache(folder, wanted["buckets"], dims, redrives)
     found = json.loads(store.read(path))
     if found["dims"] != dims:
         problem = f"expected vectors of {dims} dimensions, found {found['dims']}"
         raise CorruptArtifactError(f"{store.uri}/{path}", problem, "use another root, or delete this folder")
-    return Cache(folder, int(found["buckets"]), dims)
+    return Cache(folder, int(found["buckets"]), dims, redrives)
+
+
+def find_cache(store: Store, encoder: str) -> Cache | None:
+    """The cache of an encoder as it is; None before a first run."""
+    folder = f"embeddings/{encoder}"
+    try:
+        found = json.loads(store.read(f"{folder}/cache.json"))
+    except MissingFileError:
+        return None
+    return Cache(folder, int(found["buckets"]), int(found["dims"]), read_redrives(store, encoder))
+
+
+def condemned_texts(store: Store, cache: Cache) -> dict[int, pa.Table]:
+    """By bucket, the texts that no redrive forgot, as CONDEMNED; those too that got a vector since."""
+
+    def find(bucket: int) -> pa.Table:
+        return _condemned(store, cache, cache.log(store, bucket).entries())
+
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return dict(enumerate(pool.map(find, range(cache.buckets))))
+
+
+def read_redrives(store: Store, encoder: str) -> Redrives:
+    """The redrives of an encoder's cache so far."""
+    return tuple(tuple(entry["reasons"]) for entry in _redrive_log(store, encoder).entries())
+
+
+def forget_condemned(store: Store, encoder: str, *, after: Redrives, reasons: Sequence[str]) -> Redrives:
+    """Forget condemnations, so that the next run tries their texts again; nothing is deleted.
+
+    Args:
+        store: The root.
+        encoder: Fingerprint of the encoder.
+        after: The redrives that the caller knows of; where another job began one meanwhile, the new one follows it.
+        reasons: The reasons to forget; none: all.
+
+    Returns:
+        The redrives with the new one.
+    """
+    log = _redrive_log(store, encoder)
+    entry = {"reasons": sorted(reasons)}
+    seq = len(after) + 1
+    while not log.append(seq, entry):
+        seq += 1
+    return read_redrives(store, encoder)
+
+
+def finish_redrive(store: Store, encoder: str, number: int) -> None:
+    """Record that the run after a redrive came to its end."""
+    store.put_if_absent(_end_path(encoder, number), canonical_json({"state": "done"}))
+
+
+def is_redrive_finished(store: Store, encoder: str, number: int) -> bool:
+    """Whether the run after a redrive came to its end."""
+    try:
+        store.head(_end_path(encoder, number))
+    except MissingFileError:
+        return False
+    return True
+
+
+def _end_path(encoder: str, number: int) -> str:
+    return f"embeddings/{encoder}/redrives/{number:08d}.done.json"
+
+
+def _redrive_log(store: Store, encoder: str) -> Log:
+    return Log(store, f"embeddings/{encoder}/redrives")
 
 
 def cached_bytes(store: Store, encoder: str) -> int:
     """Bytes of all vectors in the cache of an encoder, by its logs; 0 where there is no cache."""
-    try:
-        found = json.loads(store.read(f"embeddings/{encoder}/cache.json"))
-    except MissingFileError:
+    cache = find_cache(store, encoder)
+    if cache is None:
         return 0
-    cache = Cache(f"embeddings/{encoder}", int(found["buckets"]), int(found["dims"]))
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         entries = pool.map(lambda bucket: cache.log(store, bucket).entries(), range(cache.buckets))
-        sizes = {e["file"]["path"]: int(e["file"]["bytes"]) for bucket in entries for e in bucket}
+        files = [entry["file"] for bucket in entries for entry in bucket if "file" in entry]
+        sizes = {file["path"]: int(file["bytes"]) for file in files}
     return sum(sizes.values())
 
 
@@ -131,20 +230,21 @@ def plan_units(
         unit_texts: Texts of one unit.
 
     Returns:
-        Files `unit-000000`, … to encode; numbers: texts (distinct), missing.
+        Files `unit-000000`, … to encode; numbers: texts (distinct), missing, condemned (which no unit holds).
     """
-    table, missing = _missing(store, cache, bucket, texts, "text")
+    table, missing, condemned = _missing(store, cache, bucket, texts, "text")
     units = [missing.slice(start, unit_texts) for start in range(0, missing.num_rows, unit_texts)]
     files = {
         f"unit-{i:06d}": write_table(store, "scratch/units", UNIT_SCHEMA, [unit])
         for i, unit in enumerate(units)
     }
-    return StageOutput(files=files, numbers={"texts": table.num_rows, "missing": missing.num_rows})
+    numbers = {"texts": table.num_rows, "missing": missing.num_rows, "condemned": condemned}
+    return StageOutput(files=files, numbers=numbers)
 
 
 def store_given(store: Store, cache: Cache, bucket: int, texts: Sequence[FileRef]) -> StageOutput:
     """Add the ready-made vectors of one bucket that the cache has not yet; arguments as `plan_units`."""
-    table, missing = _missing(store, cache, bucket, texts, "embedding")
+    table, missing, _ = _missing(store, cache, bucket, texts, "embedding")
     starts = range(0, missing.num_rows, GIVEN_FILE_ROWS)
     files = {
         f"given-{i:06d}": _add(store, cache, bucket, missing.slice(a, GIVEN_FILE_ROWS))
@@ -154,9 +254,15 @@ def store_given(store: Store, cache: Cache, bucket: int, texts: Sequence[FileRef
 
 
 def encode_unit(
-    store: Store, encoder: TextEncoder, *, cache: Cache, bucket: int, unit: FileRef
+    store: Store,
+    encoder: TextEncoder,
+    *,
+    cache: Cache,
+    bucket: int,
+    unit: FileRef,
+    rows: tuple[int, int] | None = None,
 ) -> StageOutput:
-    """Encode the texts of one unit and add them to the cache.
+    """Encode the texts of one unit and add them to the cache; those that the encoder fails on are condemned.
 
     Args:
         store: The root.
@@ -164,15 +270,41 @@ def encode_unit(
         cache: Its cache.
         bucket: The unit's bucket.
         unit: File of `plan_units`.
+        rows: Rows [start, stop) of the unit; absent: all.
+
+    Returns:
+        Files `embeddings` and `condemned`, where there are such texts; numbers encoded, condemned.
     """
-    table = read_columns(store, unit.path)
-    vectors = encoder.encode_documents(table["text"].to_pylist())
-    done = pa.table(
-        {"text_hash": table["text_hash"], "embedding": vector_array(vectors.astype(np.float32, copy=False))}
-    )
-    return StageOutput(
-        files={"embeddings": _add(store, cache, bucket, done)}, numbers={"encoded": table.num_rows}
-    )
+    table = _rows_of(store, unit, rows)
+    vectors, failed = encode_around(encoder.encode_documents, table["text"].to_pylist(), dims=cache.dims)
+    is_good = np.ones(table.num_rows, dtype=bool)
+    is_good[[found.row for found in failed]] = False
+    files = {}
+    if is_good.any():
+        hashes = table["text_hash"].filter(pa.array(is_good))
+        done = pa.table({"text_hash": hashes, "embedding": vector_array(vectors[is_good])})
+        files["embeddings"] = _add(store, cache, bucket, done)
+    if failed:
+        files["condemned"] = _condemn(store, cache, bucket, table["text_hash"], failed)
+    return StageOutput(files=files, numbers={"encoded": int(is_good.sum()), "condemned": len(failed)})
+
+
+def condemn(  # noqa: PLR0913  (which texts, and what is known of them)
+    store: Store,
+    *,
+    cache: Cache,
+    bucket: int,
+    unit: FileRef,
+    rows: tuple[int, int],
+    reason: str,
+    attempts: int,
+    error: str,
+) -> StageOutput:
+    """Condemn rows [start, stop) of a unit, as `encode_unit` would if it could come back from what they do to it."""
+    table = _rows_of(store, unit, rows)
+    found = [Condemned(row, reason, attempts, error) for row in range(table.num_rows)]
+    ref = _condemn(store, cache, bucket, table["text_hash"], found)
+    return StageOutput(files={"condemned": ref}, numbers={"encoded": 0, "condemned": table.num_rows})
 
 
 class CachedBucket:
@@ -187,7 +319,10 @@ class CachedBucket:
     def __init__(self, store: Store, cache: Cache, bucket: int) -> None:
         self._place = f"{store.uri}/{cache.bucket_folder(bucket)}"
         self._dims = cache.dims
-        self._files = [(file, _raw_keys(file)) for file in _files(store, cache, bucket)]
+        entries = cache.log(store, bucket).entries()
+        self._files = [(file, _raw_keys(file)) for file in _files(store, entries)]
+        self.condemned = self._without_vector(_condemned(store, cache, entries))
+        """Texts that are condemned now, as CONDEMNED sorted by text_hash; none of them has a vector."""
 
     @property
     def keys(self) -> NDArray[np.bytes_]:
@@ -223,37 +358,83 @@ class CachedBucket:
             )
         return vectors
 
+    def _without_vector(self, table: pa.Table) -> pa.Table:
+        return table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), self.keys)))
+
+
+def _rows_of(store: Store, unit: FileRef, rows: tuple[int, int] | None) -> pa.Table:
+    table = read_columns(store, unit.path)
+    start, stop = rows if rows is not None else (0, table.num_rows)
+    return table.slice(start, stop - start)
+
+
+def _condemn(
+    store: Store, cache: Cache, bucket: int, hashes: pa.ChunkedArray, failed: Sequence[Condemned]
+) -> FileRef:
+    rows = pa.array([found.row for found in failed], pa.int64())
+    columns = [[found[i] for found in failed] for i in (1, 2, 3)]
+    table = pa.table([hashes.take(rows), *columns], schema=CONDEMNED)
+    ref = write_table(store, cache.bucket_folder(bucket), CONDEMNED, [table], suffix=".condemned.parquet")
+    _log(store, cache, bucket, {"condemned": ref.model_dump(mode="json"), "generation": cache.generation})
+    return ref
+
 
 def _missing(
     store: Store, cache: Cache, bucket: int, texts: Sequence[FileRef], column: str
-) -> tuple[pa.Table, pa.Table]:
-    """Distinct texts of a bucket, sorted by hash, and those of them without a vector."""
+) -> tuple[pa.Table, pa.Table, int]:
+    """Distinct texts of a bucket, sorted by hash; those of them to be encoded; the number that is condemned."""
     pieces = [read_bucket(store, ref.path, bucket, ["text_hash", column]) for ref in texts]
     table = _first_of_each(pa.concat_tables(pieces))
-    known = CachedBucket(store, cache, bucket).keys
-    return table, table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), known)))
+    cached = CachedBucket(store, cache, bucket)
+    missing = table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), cached.keys)))
+    is_condemned = np.isin(hash_keys(missing["text_hash"]), hash_keys(cached.condemned["text_hash"]))
+    return table, missing.filter(pa.array(~is_condemned)), int(is_condemned.sum())
 
 
 def _add(store: Store, cache: Cache, bucket: int, table: pa.Table) -> FileRef:
     """Write vectors and append the file to the bucket's log."""
     ref = write_table(store, cache.bucket_folder(bucket), embeddings_schema(cache.dims), [table])
-    log, entry = cache.log(store, bucket), {"file": ref.model_dump(mode="json")}
-    seq = log.newest() + 1
-    while not log.append(seq, entry):
-        seq += 1
+    _log(store, cache, bucket, {"file": ref.model_dump(mode="json")})
     return ref
 
 
-def _files(store: Store, cache: Cache, bucket: int) -> Iterator[RawFile]:
+def _log(store: Store, cache: Cache, bucket: int, entry: dict[str, Any]) -> None:
+    log = cache.log(store, bucket)
+    seq = log.newest() + 1
+    while not log.append(seq, entry):
+        seq += 1
+
+
+def _files(store: Store, entries: Sequence[dict[str, Any]]) -> Iterator[RawFile]:
     """Files that the log names; one that is gone or cut short holds no vectors, and its texts are encoded again."""
-    refs = {
-        entry["file"]["path"]: FileRef.model_validate(entry["file"])
-        for entry in cache.log(store, bucket).entries()
-    }
-    for ref in refs.values():
-        with contextlib.suppress(MissingFileError):
-            if store.head(ref.path).size == ref.bytes:
-                yield RawFile(store, ref, ["text_hash", "embedding"])
+    for ref in _named(entries, "file"):
+        if _is_there(store, ref):
+            yield RawFile(store, ref, ["text_hash", "embedding"])
+
+
+def _condemned(store: Store, cache: Cache, entries: Sequence[dict[str, Any]]) -> pa.Table:
+    """Condemnations that no redrive forgot; the latest of each text. A file that is gone condemns nothing."""
+    tables = [CONDEMNED.empty_table()]
+    for entry in reversed([entry for entry in entries if "condemned" in entry]):
+        ref = FileRef.model_validate(entry["condemned"])
+        later = cache.redrives[entry["generation"] :]
+        if () not in later and _is_there(store, ref):
+            table = read_columns(store, ref.path)
+            forgotten = pa.array([reason for reasons in later for reason in reasons], pa.string())
+            tables.append(table.filter(pc.invert(pc.is_in(table["reason"], forgotten))))
+    return _first_of_each(pa.concat_tables(tables))
+
+
+def _named(entries: Sequence[dict[str, Any]], role: str) -> list[FileRef]:
+    refs = {entry[role]["path"]: FileRef.model_validate(entry[role]) for entry in entries if role in entry}
+    return list(refs.values())
+
+
+def _is_there(store: Store, ref: FileRef) -> bool:
+    try:
+        return store.head(ref.path).size == ref.bytes
+    except MissingFileError:
+        return False
 
 
 def _raw_keys(file: RawFile) -> NDArray[np.bytes_]:

@@ -18,7 +18,7 @@ from pipeline.errors import PipelineError
 from pipeline.execution.logs import configure_logging
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
-__all__ = ["WORKER_LOST", "perform_attempt", "report_failure", "with_failures"]
+__all__ = ["WORKER_LOST", "perform_attempt", "perform_logged", "report_failure", "with_failures"]
 
 NOTES = "strata-attempts"
 WORKER_LOST = "WorkerLost"
@@ -26,9 +26,9 @@ WORKER_LOST = "WorkerLost"
 
 
 def perform_attempt(
-    run: str | None, task: Task, shared: Mapping[str, Any], spec: StoreSpec, threads: int, *extra: Any
+    run: str | None, task: Task, shared: Mapping[str, Any], spec: StoreSpec, threads: int
 ) -> Done:
-    """Perform a task in a Ray worker; logs to the worker's log file, and leaves a note if the attempt fails.
+    """Perform a task that Ray starts anew when it fails, and leave a note if this attempt does.
 
     Args:
         run: Id of the run.
@@ -36,9 +36,35 @@ def perform_attempt(
         shared: Its shared arguments.
         spec: The root.
         threads: Threads of numerical libraries.
-        extra: Passed to the stage function after the store.
     """
     attempt = _attempt()
+    try:
+        return perform_logged(run, attempt, task, shared, spec, threads)
+    except Exception as error:
+        _leave_note(attempt, error)
+        raise
+
+
+def perform_logged(
+    run: str | None,
+    attempt: int,
+    task: Task,
+    shared: Mapping[str, Any],
+    spec: StoreSpec,
+    threads: int,
+    *extra: Any,
+) -> Done:
+    """Perform a task in a Ray worker; logs to the worker's log file.
+
+    Args:
+        run: Id of the run.
+        attempt: Which attempt this is, from 1.
+        task: The unit.
+        shared: Its shared arguments.
+        spec: The root.
+        threads: Threads of numerical libraries.
+        extra: Passed to the stage function after the store.
+    """
     configure_logging()
     log = structlog.get_logger()
     with structlog.contextvars.bound_contextvars(
@@ -48,7 +74,6 @@ def perform_attempt(
             done = perform(task, shared, spec, threads, *extra)
         except Exception as error:
             log.warning("attempt_failed", reason=type(error).__name__, message=str(error))
-            _leave_note(attempt, error)
             raise
         rows = sum(ref.rows for ref in done.output.files.values())
         log.info("task_done", reused=done.reused, seconds=round(done.seconds, 3), rows=rows)

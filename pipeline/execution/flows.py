@@ -12,11 +12,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import structlog
 
 from pipeline.artifacts import (
@@ -33,14 +34,16 @@ from pipeline.config import Config
 from pipeline.corpus import (
     check_error_budget,
     count_changes,
+    count_reasons,
     merge_documents,
     plan_corpus,
     read_shard,
 )
-from pipeline.embedding.stage import Cache, bucket_count, encode_unit, open_cache, plan_units, store_given
+from pipeline.embedding.stage import Cache, bucket_count, open_cache, read_redrives
 from pipeline.errors import ConfigError, DataError, QualityGateError
 from pipeline.evaluation.judging import check_gates
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
+from pipeline.execution.encoding import DocumentFiles, Embedded, embed
 from pipeline.execution.estimates import Estimate, check_fits, estimate
 from pipeline.execution.judgement import judge
 from pipeline.execution.ledger import Ledger
@@ -49,6 +52,7 @@ from pipeline.execution.metrics import Metrics
 from pipeline.execution.session import Session
 from pipeline.execution.work import StoreSpec, Task, digest, versions
 from pipeline.filters import parse_filter
+from pipeline.index.condemned import drop_condemned
 from pipeline.index.stage import (
     VectorSource,
     build_segment,
@@ -74,6 +78,7 @@ from pipeline.release import (
     was_withdrawn,
     write_plan,
 )
+from pipeline.schemas import condemned_schema
 from pipeline.storage import Store, canonical_json, open_store, split_uri
 from pipeline.tables import read_columns
 
@@ -81,7 +86,12 @@ __all__ = ["run"]
 
 
 def run(
-    config: Config, spec: StoreSpec, runner_of: Callable[[], Any], ledger: Ledger | None = None
+    config: Config,
+    spec: StoreSpec,
+    runner_of: Callable[[], Any],
+    ledger: Ledger | None = None,
+    *,
+    begin: Callable[[Store, EncoderInForce], None] | None = None,
 ) -> dict[str, Any]:
     """Take the corpus to a published release, or find that nothing changed.
 
@@ -90,6 +100,7 @@ def run(
         spec: The root.
         runner_of: Gives a context manager of a Runner; asked only if there is work.
         ledger: Filled as the run goes on, for whoever records how it ended.
+        begin: Called once the root is held and the encoder known, before anything is judged to be done already.
 
     Returns:
         The summary that the job prints.
@@ -106,13 +117,20 @@ def run(
     store = spec.open()
     before = read_alias(store)
     prepared = _prepare(config, store, ledger)
-    if is_held(store) and (same := _unchanged_release(store, read_alias(store), prepared)) is not None:
+    if (
+        begin is None
+        and is_held(store)
+        and (same := _unchanged_release(store, read_alias(store), prepared)) is not None
+    ):
         # True at this moment, and nothing is written: as if this run had come before the one that holds the root.
         return _unchanged(same, time.perf_counter() - start)
     with hold_root(store, "run", config.lease) as lease:
         started_at = read_alias(store)
-        if lease.waited or started_at != before:
-            # Another job was first: what it published may be of a newer corpus than was found before.
+        if begin is not None:
+            begin(store, prepared.encoder)
+        if lease.waited or started_at != before or begin is not None:
+            # Another job was first, and what it published may be of a newer corpus than was found before; or `begin` changed
+            # what there is to do.
             prepared = _prepare(config, store, ledger)
         if (same := _unchanged_release(store, started_at, prepared)) is not None:
             # A run that died between its alias entry and this line left its plan open.
@@ -156,7 +174,8 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
         "planned", plan=plan.fingerprint, rows=plan.rows, shards=len(plan.shards), encoder=encoder.label
     )
     check_fits(cost, config)
-    return _Prepared(plan, encoder, cost, _inputs_key(config, plan, encoder))
+    redrives = read_redrives(store, encoder.fingerprint)
+    return _Prepared(plan, encoder, cost, _inputs_key(config, plan, encoder, redrives=len(redrives)))
 
 
 def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepared) -> ReleaseRecord | None:
@@ -202,8 +221,11 @@ def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
     }
 
 
-def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce) -> str:
-    """Fingerprint of everything that determines the release."""
+def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce, *, redrives: int) -> str:
+    """Fingerprint of everything that determines the release.
+
+    Which texts are condemned is found by the work itself; it changes with the plan, the encoder and the redrives alone.
+    """
     judged = [config.evaluation.queries, config.evaluation.qrels]
     contents = [_content_hash(uri, config) for uri in judged if uri is not None]
     settings = config.model_dump(
@@ -215,6 +237,7 @@ def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce) -> str:
     value = {
         "plan": plan.fingerprint,
         "encoder": [encoder.fingerprint, encoder.query_fingerprint],
+        "redrives": redrives,
         "settings": settings,
         "judged": contents,
         "versions": versions(),
@@ -235,26 +258,15 @@ def _content_hash(uri: str, config: Config) -> str:
 # ------------------------------------------------------------------------------------------------ stages
 
 
-@dataclass(frozen=True)
-class _Documents:
-    """The corpus in the root."""
-
-    files: tuple[FileRef, ...]
-    texts: tuple[FileRef, ...]
-    dead_letters: tuple[FileRef, ...]
-    documents: int
-    vectors: int
-    num_dead_letters: int
-
-
 def _build_and_publish(
     session: Session, prepared: _Prepared, started_at: AliasEntry | None, current: ReleaseRecord | None
 ) -> dict[str, Any]:
     plan, encoder = prepared.plan, prepared.encoder
     cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
     documents = _read_documents(session, plan, encoder, cache)
-    encoded = _embed(session, documents, encoder, cache)
-    source = VectorSource(documents.texts, cache, plan.attributes)
+    embedded = embed(session, plan, documents, encoder, cache)
+    documents = _without_condemned(session.config, plan, documents, embedded)
+    source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
     placed, manifest = _build(session, plan, encoder, documents, source)
     manifest, measured = judge(session, encoder, manifest, source, placed)
     summary: dict[str, Any] = {
@@ -262,9 +274,11 @@ def _build_and_publish(
         "documents": documents.documents,
         "vectors": documents.vectors,
         **_changes(session, manifest, current),
-        "encoded": encoded,
+        "encoded": embedded.encoded,
         "dead_letters": documents.num_dead_letters,
+        "dead_letters_by_reason": count_reasons(session.store, documents.dead_letters),
         "dead_letter_files": [ref.path for ref in documents.dead_letters],
+        "redrives": cache.generation,
         "encoder": encoder.label,
         **_sizes(manifest),
         **measured,
@@ -277,7 +291,27 @@ def _build_and_publish(
     return _publish(session, manifest, summary, started_at, current)
 
 
-def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache: Cache) -> _Documents:
+def _without_condemned(
+    config: Config, plan: Plan, documents: DocumentFiles, embedded: Embedded
+) -> DocumentFiles:
+    """The documents that a search can return, with the dead letters of the others."""
+    left = replace(
+        documents,
+        dead_letters=documents.dead_letters + embedded.dead_letters,
+        documents=documents.documents - embedded.documents,
+        vectors=documents.vectors - embedded.rows,
+    )
+    _check_any_is_left(config, plan, left)
+    return left
+
+
+def _check_any_is_left(config: Config, plan: Plan, documents: DocumentFiles) -> None:
+    if documents.documents == 0:
+        problem = f"no document is left of {plan.rows} rows: all were set aside"
+        raise DataError(config.corpus.uri, problem, "see the reasons in the dead-letter table")
+
+
+def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache: Cache) -> DocumentFiles:
     with session.timed("read"):
         shards = _within_budget(session, _read_tasks(session.config, plan, encoder), plan)
     rows = tuple(output.files["rows"] for output in shards)
@@ -286,17 +320,16 @@ def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache
         output.files["dead_letters"] for output in [*shards, *merged] if "dead_letters" in output.files
     ]
     _check_budget(session, plan, letters)
-    if _total(merged, "documents") == 0:
-        problem = f"no document is left of {plan.rows} rows: all were set aside"
-        raise DataError(session.config.corpus.uri, problem, "see the reasons in the dead-letter table")
-    return _Documents(
+    documents = DocumentFiles(
         files=tuple(output.files["documents"] for output in merged),
         texts=tuple(output.files["texts"] for output in merged),
+        places=tuple(output.files["places"] for output in merged),
         dead_letters=tuple(letters),
         documents=_total(merged, "documents"),
         vectors=_total(merged, "vectors"),
-        num_dead_letters=sum(ref.rows for ref in letters),
     )
+    _check_any_is_left(session.config, plan, documents)
+    return documents
 
 
 def _shape(config: Config, plan: Plan) -> dict[str, Any]:
@@ -332,7 +365,9 @@ def _read_tasks(config: Config, plan: Plan, encoder: EncoderInForce) -> list[Tas
 def _merge_tasks(config: Config, plan: Plan, rows: tuple[FileRef, ...], cache: Cache) -> list[Task]:
     shared = {"shard_rows_files": rows, "plan": plan, "text_buckets": cache.buckets}
     names = [file.path for file in plan.files]
-    inputs = digest({"rows": rows, "text_buckets": cache.buckets, "files": names, **_shape(config, plan)})
+    content = {"rows": rows, "text_buckets": cache.buckets, "files": names, **_shape(config, plan)}
+    # Receipts from before a bucket's places were written do not stand for it.
+    inputs = digest({**content, "places": True})
     return [
         Task("merge", {"of": inputs, "bucket": bucket}, partial(merge_documents, bucket=bucket), shared)
         for bucket in range(plan.document_buckets)
@@ -358,37 +393,8 @@ def _check_budget(session: Session, plan: Plan, letters: Sequence[FileRef]) -> N
     )
 
 
-def _embed(session: Session, documents: _Documents, encoder: EncoderInForce, cache: Cache) -> int:
-    """Fill the cache; returns the number of texts encoded now."""
-    buckets = range(cache.buckets)
-    inputs = {"texts": digest(documents.texts), "encoder": encoder.fingerprint}
-    # What is missing depends on the cache, so it is looked up anew each time: there is no receipt to reuse.
-    inputs["attempt"] = uuid.uuid4().hex
-    shared: dict[str, Any] = {"cache": cache, "texts": documents.texts}
-    if encoder.ready_made:
-        tasks = [
-            Task("given", {**inputs, "bucket": b}, partial(store_given, bucket=b), shared) for b in buckets
-        ]
-        session.outputs("embed", tasks)
-        return 0
-    shared["unit_texts"] = session.config.embedding.unit_texts
-    plans = [Task("units", {**inputs, "bucket": b}, partial(plan_units, bucket=b), shared) for b in buckets]
-    planned = session.outputs("embed", plans)
-    units = [
-        Task(
-            "encode",
-            # The attempt is not in the key: a unit that was encoded before a crash is not encoded again.
-            {"unit": unit, "encoder": encoder.fingerprint},
-            partial(encode_unit, cache=cache, bucket=b, unit=unit),
-        )
-        for b, output in zip(buckets, planned, strict=True)
-        for unit in output.files.values()
-    ]
-    return _total(session.outputs("embed", units, encoder=encoder), "encoded")
-
-
 def _build(
-    session: Session, plan: Plan, encoder: EncoderInForce, documents: _Documents, source: VectorSource
+    session: Session, plan: Plan, encoder: EncoderInForce, documents: DocumentFiles, source: VectorSource
 ) -> tuple[tuple[FileRef, ...], IndexManifest]:
     """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
     config = session.config
@@ -401,7 +407,12 @@ def _build(
     }
     shared = {"source": source, "trained_files": trained.files}
     places = [
-        Task("place", {**inputs, "bucket": b}, partial(place_bucket, bucket=b), shared)
+        Task(
+            "place",
+            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
+            partial(place_bucket, bucket=b),
+            shared,
+        )
         for b in range(source.cache.buckets)
     ]
     placed = tuple(output.files["placed"] for output in session.outputs("place", places))
@@ -425,6 +436,7 @@ def _build(
         documents=documents.files,
         document_buckets=plan.document_buckets,
         num_documents=documents.documents,
+        condemned=tuple(source.condemned.values()),
         partitions=(partition,),
         search=SearchDefaults(probes=int(trained.numbers["lists"]), rerank=config.search.rerank),
         statistics=_list_statistics(session.store, partition.directory),
@@ -433,7 +445,7 @@ def _build(
 
 
 def _train(
-    session: Session, documents: _Documents, source: VectorSource, encoder: EncoderInForce
+    session: Session, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
 ) -> StageOutput:
     """Binarizer and heads: the first level in one task, the second level by groups of branches."""
     config = session.config
@@ -448,7 +460,12 @@ def _train(
     }
     shared: dict[str, Any] = {"source": source, "branches": branches, "share": share}
     cuts = [
-        Task("cut", {**inputs, "bucket": b}, partial(cut_sample, bucket=b), shared)
+        Task(
+            "cut",
+            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
+            partial(cut_sample, bucket=b),
+            shared,
+        )
         for b in range(min(source.cache.buckets, math.ceil(share * source.cache.buckets)))
     ]
     samples = tuple(output.files["sample"] for output in session.outputs("train", cuts))
@@ -473,7 +490,9 @@ def _train(
         )
 
 
-def _trunk_task(config: Config, documents: _Documents, source: VectorSource, encoder: EncoderInForce) -> Task:
+def _trunk_task(
+    config: Config, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+) -> Task:
     settings: dict[str, Any] = {
         "num_vectors": documents.vectors,
         "sample_rows": sample_rows(documents.vectors, config.layout),
@@ -481,7 +500,12 @@ def _trunk_task(config: Config, documents: _Documents, source: VectorSource, enc
         "binarizer": config.binarizer,
         "seed": config.seed,
     }
-    inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, **settings}
+    inputs = {
+        "texts": documents.texts,
+        "encoder": encoder.fingerprint,
+        "condemned": source.condemned,
+        **settings,
+    }
     return Task("train", inputs, partial(train_index, source=source, **settings))
 
 
@@ -512,7 +536,9 @@ def _compared(store: Store, manifest: IndexManifest) -> Iterator[Any]:
     """What makes a document another one, bucket by bucket; its text counts by its hash, unless the vector was ready-made."""
     columns = ["vector_id", "doc_id", "chunk_no", "text_hash", *(a.name for a in manifest.attributes)]
     columns += ["text"] if manifest.encoder["model"] == GIVEN else []
-    return (read_columns(store, ref.path, columns) for ref in manifest.documents)
+    condemned = [read_columns(store, ref.path) for ref in manifest.condemned]
+    gone = pa.concat_tables([condemned_schema().empty_table(), *condemned])
+    return (drop_condemned(read_columns(store, ref.path, columns), gone) for ref in manifest.documents)
 
 
 def _sizes(manifest: IndexManifest) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def judge(
     tasks = [
         Task(
             "exact",
-            {**inputs, "bucket": b, "placed": placed[b]},
+            {**inputs, "bucket": b, "placed": placed[b], "condemned": source.condemned.get(b)},
             partial(exact_bucket, bucket=b, placed=placed[b]),
             shared,
         )

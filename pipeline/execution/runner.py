@@ -6,19 +6,20 @@ worker's unit is given to another; results come as they finish, each with its pl
 
 import functools
 import math
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
+from pipeline.embedding.bisecting import check_works
 from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
 from pipeline.errors import PipelineError, TransientError
-from pipeline.execution.attempts import perform_attempt, report_failure, with_failures
+from pipeline.execution.attempts import perform_attempt, perform_logged, report_failure, with_failures
 from pipeline.execution.cluster import NodeShape, Request, check_request, cores, node_shapes, start
 from pipeline.execution.logs import bound_run
 from pipeline.execution.metrics import Metrics, NoMetrics, RayMetrics
+from pipeline.execution.pool import ActorPool, result_of
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
 __all__ = ["THREADS_PER_TASK", "EncoderSpec", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
@@ -56,7 +57,7 @@ class Runner(Protocol):
 
 
 def _load(spec: EncoderSpec, device: str | None) -> TextEncoder:
-    return load_encoder(
+    encoder = load_encoder(
         spec.config,
         dtype=spec.dtype,
         name=spec.name,
@@ -65,6 +66,8 @@ def _load(spec: EncoderSpec, device: str | None) -> TextEncoder:
         device=device,
         threads=spec.embedding.threads_per_actor,
     )
+    check_works(encoder.encode_documents, dims=encoder.identity.dims, name=spec.name)
+    return encoder
 
 
 class InlineRunner:
@@ -213,16 +216,21 @@ class RayRunner(AbstractContextManager["RayRunner"]):
             num_cpus=request.cpus,
             num_gpus=request.gpus,
             memory=int(memory * MB),
-            max_restarts=-1,
-            max_task_retries=self._config.max_retries,
+            # The pool restarts and retries: Ray would charge a death to every task that waited at the actor.
+            max_restarts=0,
+            max_task_retries=0,
         )
-        device, run = "cuda" if request.gpus else None, bound_run()
-        actors = [remote.remote(spec, self._store, device, run) for _ in range(count)]
-        try:
-            yield from _pooled(actors, tasks)
-        finally:
-            for actor in actors:
-                ray.kill(actor)
+        device, run, shared = "cuda" if request.gpus else None, bound_run(), _Shared()
+        pool = ActorPool(
+            start=lambda: remote.remote(spec, self._store, device, run),
+            submit=lambda actor, task, attempt: actor.perform.remote(
+                task.without_shared(), shared.of(task), attempt
+            ),
+            record=lambda task: perform(task, task.shared, self._store, THREADS_PER_TASK),
+            size=count,
+            max_retries=self._config.max_retries,
+        )
+        yield from pool.run(tasks)
 
     def metrics(self, corpus: str) -> Metrics:
         return RayMetrics(corpus)
@@ -243,7 +251,7 @@ class _Shared:
 
 
 class _EncoderActor:
-    """A worker that keeps one encoder loaded; after a restart it loads it again at its next task."""
+    """A worker that keeps one encoder loaded."""
 
     def __init__(self, spec: EncoderSpec, store: StoreSpec, device: str | None, run: str | None) -> None:
         self._spec, self._store, self._device, self._run = spec, store, device, run
@@ -256,9 +264,9 @@ class _EncoderActor:
         """Answer once the encoder is loaded: in a method, its errors come out as themselves."""
         _ = self._encoder
 
-    def perform(self, task: Task, shared: Mapping[str, Any]) -> Done:
+    def perform(self, task: Task, shared: Mapping[str, Any], attempt: int) -> Done:
         threads = self._spec.embedding.threads_per_actor
-        return perform_attempt(self._run, task, shared, self._store, threads, self._encoder)
+        return perform_logged(self._run, attempt, task, shared, self._store, threads, self._encoder)
 
 
 def _windowed(submit: Any, tasks: Sequence[Task], window: int) -> Iterator[tuple[int, Done]]:
@@ -283,58 +291,10 @@ def _windowed(submit: Any, tasks: Sequence[Task], window: int) -> Iterator[tuple
             yield place, _outcome(reference, tasks[place])
 
 
-def _pooled(actors: list[Any], tasks: Sequence[Task]) -> Iterator[tuple[int, Done]]:
-    """Give two tasks at a time to each actor that has loaded its encoder, so that none waits for the driver."""
-    import ray
-
-    shared = _Shared()
-    loading = {actor.load.remote(): actor for actor in actors}
-    running: dict[Any, tuple[int, Any]] = {}
-    waiting = deque(range(len(tasks)))
-    free: list[Any] = []
-    while waiting or running:
-        while free and waiting:
-            place, actor = waiting.popleft(), free.pop(0)
-            method = actor.perform.options(retry_exceptions=[TransientError])
-            task = tasks[place]
-            running[method.remote(task.without_shared(), shared.of(task))] = (place, actor)
-        ready, _ = ray.wait([*running, *loading], num_returns=1)
-        for reference in ready:
-            if reference in loading:
-                _result(reference)
-                free += 2 * [loading.pop(reference)]
-                continue
-            place, actor = running.pop(reference)
-            yield place, _outcome(reference, tasks[place])
-            free.append(actor)
-
-
 def _outcome(reference: Any, task: Task) -> Done:
     """A task's result, with what went wrong before it; a failure for good is reported."""
     try:
-        return with_failures(_result(reference), reference, task)
+        return with_failures(result_of(reference), reference, task)
     except PipelineError as error:
         report_failure(error, reference, task)
         raise
-
-
-def _result(reference: Any) -> Any:
-    """A call's result; our own errors come out as themselves."""
-    import ray
-
-    try:
-        return ray.get(reference)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, PipelineError):
-            raise error.cause from error
-        raise
-    except (
-        ray.exceptions.WorkerCrashedError,
-        ray.exceptions.RayActorError,
-        ray.exceptions.NodeDiedError,
-        ray.exceptions.ObjectLostError,
-        ray.exceptions.OutOfMemoryError,
-    ) as error:
-        raise TransientError(
-            "ray", f"a worker died again and again ({error})", "rerun: finished work is kept"
-        ) from error

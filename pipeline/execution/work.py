@@ -9,10 +9,10 @@ import functools
 import hashlib
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
 import threadpoolctl
 
@@ -23,7 +23,7 @@ from pipeline.errors import MissingFileError
 from pipeline.execution.memory import PeakMemory, give_back
 from pipeline.storage import Log, Store, canonical_json, open_store
 
-__all__ = ["Done", "StoreSpec", "Task", "digest", "perform", "versions"]
+__all__ = ["Done", "Rescue", "StoreSpec", "Task", "digest", "perform", "versions"]
 
 BYTE_SHAPING = (
     "strata",
@@ -49,6 +49,18 @@ class StoreSpec:
         return open_store(self.uri, self.config)
 
 
+class Rescue(Protocol):
+    """What becomes of a task whose worker dies of it again and again."""
+
+    def pieces(self) -> "Sequence[Task]":
+        """Smaller tasks that together do the same; none where it cannot be cut."""
+        ...
+
+    def give_up(self, deaths: int, said: str) -> "Task":
+        """A task for another worker that records the failure in place of a result."""
+        ...
+
+
 @dataclass(frozen=True)
 class Task:
     """One unit of work.
@@ -58,12 +70,14 @@ class Task:
         inputs: What determines the output besides the stage and the libraries: JSON values, models, file references.
         call: The stage function; takes the store, and the encoder too in an encoding task.
         shared: Keyword arguments that many tasks have in common: one mapping for all of them, sent to a worker once.
+        rescue: For a task that may kill its worker; absent: the run stops after `ray.max_retries` further deaths.
     """
 
     stage: str
     inputs: Any
     call: Callable[..., StageOutput]
     shared: Mapping[str, Any] = field(default_factory=dict)
+    rescue: Rescue | None = None
 
     @property
     def key(self) -> str:
@@ -87,8 +101,8 @@ class Task:
         return None
 
     def without_shared(self) -> "Task":
-        """The task as it travels, its shared arguments apart."""
-        return replace(self, shared={})
+        """The task as it travels, its shared arguments apart; what is for the driver stays there."""
+        return replace(self, shared={}, rescue=None)
 
 
 @dataclass(frozen=True)

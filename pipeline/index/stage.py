@@ -8,8 +8,8 @@ their float32 vectors, which training, placing and exact search share.
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from pipeline.clustering import BranchedHeads
 from pipeline.config import BinarizerConfig, LayoutConfig
 from pipeline.embedding.stage import Cache, CachedBucket
 from pipeline.index.assembly import DIRECTORY_PART, directory_part, place_rows, placed_schema, sort_placed
+from pipeline.index.condemned import drop_condemned
 from pipeline.index.training import TrainedLayout, train_branch, train_trunk
 from pipeline.partitioning import ONLY_PARTITION
 from pipeline.schemas import directory_schema, heads_schema, lists_schema, vectors_schema
@@ -64,6 +65,8 @@ class VectorSource:
     texts: tuple[FileRef, ...]
     cache: Cache
     attributes: tuple[Attribute, ...]
+    condemned: Mapping[int, FileRef] = field(default_factory=dict)
+    """By bucket, rows that have no vector because their text cannot be encoded."""
 
     @property
     def schema(self) -> pa.Schema:
@@ -87,6 +90,8 @@ def iterate_vectors(
     """
     columns = ["vector_id", "doc_id", "text_hash", *source.schema.names]
     table = pa.concat_tables([read_bucket(store, ref.path, bucket, columns) for ref in source.texts])
+    if bucket in source.condemned:
+        table = drop_condemned(table, read_columns(store, source.condemned[bucket].path), by="text_hash")
     order = pc.sort_indices(table, sort_keys=[("text_hash", "ascending"), ("vector_id", "ascending")])
     table = table.take(order)
     cached = CachedBucket(store, source.cache, bucket)

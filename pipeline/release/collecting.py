@@ -41,7 +41,16 @@ from pipeline.storage import ObjectInfo, Store
 
 __all__ = ["CollectReport", "collect", "store_time"]
 
-DATA_FOLDERS = ("documents", "scratch", "partitions", "indexes", "binarizers", "dead_letters", "embeddings")
+DATA_FOLDERS = (
+    "documents",
+    "condemned",
+    "scratch",
+    "partitions",
+    "indexes",
+    "binarizers",
+    "dead_letters",
+    "embeddings",
+)
 RECEIPTS = "receipts"
 ABANDONED_AFTER = timedelta(days=7)
 """Age of a plan after which it counts as given up, if a later plan was finished since."""
@@ -283,8 +292,9 @@ def _cached_paths(store: Store, listed: list[ObjectInfo]) -> set[str]:
 
 def _cached_path(store: Store, path: str) -> str:
     try:
-        return str(json.loads(store.read(path))["file"]["path"])
-    except (ValueError, KeyError, TypeError) as error:
+        entry = json.loads(store.read(path))
+        return str((entry.get("file") or entry["condemned"])["path"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         place = f"{store.uri}/{path}"
         raise CorruptArtifactError(place, "is not an entry of the cache", "nothing was deleted") from error
 

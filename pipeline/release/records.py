@@ -239,6 +239,7 @@ def read_rejection(store: Store, index: str) -> tuple[IndexManifest, dict[str, A
 def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
     """Every file that a manifest records."""
     yield from manifest.documents
+    yield from manifest.condemned
     for partition in manifest.partitions:
         yield from (partition.heads, partition.directory, *partition.codes.files)
         for segment in partition.segments:

@@ -17,7 +17,7 @@ from pipeline.release import claim_root
 from pipeline.storage import LocalStore
 from tests.integration.roads import rows_of, settings, write_config, write_parquet
 
-JOBS = ("run", "plan", "status", "report", "search", "verify", "rollback", "gc")
+JOBS = ("run", "redrive", "plan", "status", "report", "search", "verify", "rollback", "gc")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -253,3 +253,28 @@ def test_searching_an_unpublished_root_says_so(tmp_path):
         "no release",
         "strata run",
     )
+
+
+@pytest.mark.ray
+def test_a_redrive_after_a_fix_says_what_recovered_and_what_the_source_owes(tmp_path):
+    rows = rows_of(200)
+    rows[7]["text"] += " faulty_raise"
+    rows[9]["text"] += " faulty_zero"
+    rows[11]["_id"] = ""
+    conf = small(tmp_path, rows, encoders={"words": {"model": "hashing:64!faulty"}})
+    budget = ("--set", "corpus.error_budget=5")
+    assert summary_of(strata("run", conf, *budget, check=0))["dead_letters"] == 3
+    mended = ("--set", "encoders.words.model=hashing:64", *budget)
+    done = strata("redrive", conf, *mended, "--reason", "encoder_error", "--reason", "zero_vector", check=0)
+    found = summary_of(done)
+    assert {reason: n["recovered"] for reason, n in found["redriven"].items()} == {
+        "encoder_error": 1,
+        "zero_vector": 1,
+    }
+    assert found["bad_in_source"] == {"id is empty": 1}
+    assert "to be mended there" in done.stderr
+    assert (found["documents"], found["release"]) == (199, 2)
+    nothing = strata("redrive", conf, *mended, check=0)
+    assert "there is nothing to redrive" in nothing.stderr
+    assert summary_of(nothing)["skipped"] is True
+    _refused(strata("redrive", conf, "--reason", "bad"), 78, "--reason bad", "encoder_error")

@@ -186,9 +186,9 @@ def test_a_json_array_is_not_jsonl(corpus):
     )
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(corpus):
+def test_a_corpus_in_one_line_is_refused_before_it_fills_the_memory(corpus):
     corpus.raw("a.jsonl", b'{"a": "' + b"x" * (70 << 20))
-    refused(corpus, DataError, (f"{corpus.folder}/a.jsonl", "a line is longer than 64 MiB"), format="jsonl")
+    refused(corpus, DataError, ("none of the first 1000 rows is a JSON object", "each line"), format="jsonl")
 
 
 # ------------------------------------------------------------------------------------------------ columns

@@ -1,19 +1,22 @@
 import datetime as dt
+import itertools
 import json
 import math
 import os
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import Attribute
 from pipeline.corpus.columns import check_columns, plain_row, unit_rows
+from pipeline.corpus.jsonl import TOO_LONG, line_blocks, numbered_lines
 from pipeline.corpus.reading import BATCH_ROWS, check_lines, read_batches
 from pipeline.corpus.rules import BadRow, BadRowError, RowSpec, check_row
-from pipeline.errors import CorruptArtifactError, DataError, MissingFileError
+from pipeline.errors import DataError, MissingFileError
 from pipeline.storage import LocalStore
 
 NOT_UTF8 = b"caf\xe9"
@@ -212,28 +215,49 @@ def test_a_file_whose_vector_column_has_no_type_is_all_bad(corpus):
 # ------------------------------------------------------------------------------------------------ corrupt and changed files
 
 
-def only_batches(corpus, plan):
+def only_batches(corpus, plan, **settings):
     source = LocalStore(str(corpus.folder))
     return [
         batch
         for shard in plan.shards
-        for batch in read_batches(source, plan, shard, corpus.config(format=plan.format))
+        for batch in read_batches(source, plan, shard, corpus.config(format=plan.format, **settings))
     ]
 
 
-def test_corrupt_pages_behind_a_sound_footer_are_an_error_not_bad_rows(corpus):
-    path = corpus.parquet(
-        "a.parquet", {"_id": [f"doc {i}" for i in range(5000)], "text": ["x"] * 5000}, compression="zstd"
-    )
+def _damage(path, column, group, *, byte=None):
+    """Overwrite the data page of a column in a row group with zeros, or one byte of it."""
+    chunk = pq.read_metadata(path).row_group(group).column(column)
     data = bytearray(path.read_bytes())
-    data[4:2000] = bytes(1996)
+    first = chunk.data_page_offset
+    stop = first + chunk.total_compressed_size
+    data[first:stop] = bytes(stop - first) if byte is None else data[first:stop].replace(*byte, 1)
     path.write_bytes(data)
-    plan = corpus.plan()
-    with pytest.raises(
-        CorruptArtifactError, match=r"a\.parquet: is not readable Parquet .*copy the file again"
-    ) as caught:
-        only_batches(corpus, plan)
-    assert caught.value.exit_code == 65
+
+
+@pytest.mark.parametrize("shard_rows", [100_000, 1500])
+def test_rows_of_a_page_that_cannot_be_decoded_are_bad_rows_and_all_others_are_read(corpus, shard_rows):
+    path = corpus.parquet(
+        "a.parquet",
+        {"_id": [f"doc {i}" for i in range(9000)], "text": ["x"] * 9000},
+        compression="zstd",
+        use_dictionary=False,
+        row_group_size=3000,
+    )
+    _damage(path, 1, 1)
+    batches = only_batches(corpus, corpus.plan(shard_rows=shard_rows), shard_rows=shard_rows)
+    bad = [row for batch in batches for row in batch.bad]
+    assert bad == [BadRow(i, f"doc {i}", "its page cannot be decoded") for i in range(3000, 6000)]
+    rows = np.concatenate([batch.rows for batch in batches])
+    assert rows.tolist() == [*range(3000), *range(6000, 9000)]
+
+
+def test_where_the_ids_cannot_be_decoded_either_they_are_null(corpus):
+    path = corpus.parquet("a.parquet", {"_id": [f"doc {i}" for i in range(50)], "text": ["x"] * 50})
+    data = bytearray(path.read_bytes())
+    data[4:200] = bytes(196)
+    path.write_bytes(data)
+    found = [row for batch in only_batches(corpus, corpus.plan()) for row in batch.bad]
+    assert found == [BadRow(i, None, "its page cannot be decoded") for i in range(50)]
 
 
 def test_a_flipped_bit_is_found_where_pages_have_checksums(corpus):
@@ -245,10 +269,47 @@ def test_a_flipped_bit_is_found_where_pages_have_checksums(corpus):
         write_page_checksum=True,
         write_statistics=False,
     )
-    path.write_bytes(path.read_bytes().replace(b"without", b"withoot", 1))
-    plan = corpus.plan()
-    with pytest.raises(CorruptArtifactError, match=r"a\.parquet"):
-        only_batches(corpus, plan)
+    _damage(path, 1, 0, byte=(b"without", b"withoot"))
+    found = [row for batch in only_batches(corpus, corpus.plan()) for row in batch.bad]
+    assert found == [BadRow(0, "a", "its page cannot be decoded")]
+
+
+def test_a_bad_string_in_a_list_of_another_shard_is_not_this_shards_business(corpus):
+    tags = [["a"], [NOT_UTF8], ["b"], None]
+    column = binary_lists(tags)
+    corpus.parquet("a.parquet", pa.table({"_id": list("abcd"), "text": ["x"] * 4, "tags": column}))
+    found = only_batches(
+        corpus, corpus.plan(shard_rows=1, attributes=("tags",)), shard_rows=1, attributes=("tags",)
+    )
+    assert [row for batch in found for row in batch.bad] == [BadRow(1, "b", "invalid UTF-8 in column tags")]
+
+
+def binary_lists(rows):
+    raw = pa.array(rows, pa.list_(pa.binary()))
+    strings = pa.array([value for row in rows for value in row or []], pa.binary())
+    strings = pa.Array.from_buffers(pa.string(), len(strings), strings.buffers())
+    return pa.ListArray.from_arrays(raw.offsets, strings)
+
+
+LINES = st.lists(st.binary(max_size=25).map(lambda line: line.replace(b"\n", b" ")), max_size=8)
+
+
+@given(LINES, st.booleans(), st.lists(st.integers(1, 12), min_size=1))
+def test_a_line_that_is_too_long_is_one_bad_row_wherever_pieces_end(lines, ends, sizes):
+    data = b"\n".join(lines) + (b"\n" if ends and lines else b"")
+    cuts = np.minimum(np.cumsum(sizes * (len(data) + 1)), len(data))
+    pieces = [data[a:b] for a, b in itertools.pairwise([0, *cuts]) if a < b]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.corpus.jsonl.MAX_LINE_BYTES", 12)
+        blocks = list(line_blocks(pieces))
+    assert sum(block.size for block in blocks) == len(data)
+    found = dict(numbered_lines(blocks, 0))
+    assert {i: line for i, line in found.items() if line != TOO_LONG} == {
+        i: line for i, line in enumerate(lines) if line.strip() and len(line) <= 12
+    }
+    assert {i for i, line in found.items() if line == TOO_LONG} == {
+        i for i, line in enumerate(lines) if len(line) > 12
+    }
 
 
 @pytest.mark.parametrize("file_format", ["parquet", "jsonl"])

@@ -1,10 +1,11 @@
 """Length buckets: what may share a batch."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.embedding.batching import BUCKET_TOKENS, Batch, pad_features, plan_batches
+from pipeline.embedding.batching import BUCKET_TOKENS, Batch, halves, pad_features, plan_batches
 
 lengths_of = st.lists(st.integers(0, 300), max_size=60).map(lambda values: np.array(values, dtype=np.int64))
 
@@ -58,3 +59,21 @@ def test_padding_is_put_behind_or_in_front() -> None:
 def test_rows_beyond_the_texts_repeat_the_first() -> None:
     found = pad_features({"input_ids": [[7, 8]]}, Batch(np.array([0]), length=2, size=3), {})
     assert found["input_ids"].tolist() == [[7, 8]] * 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "wanted"),
+    [
+        (8, 8, [(4, 4), (4, 4)]),
+        (5, 5, [(3, 3), (2, 2)]),
+        (3, 8, [(3, 4)]),
+        (5, 8, [(4, 4), (1, 4)]),
+        (2, 2, [(1, 1), (1, 1)]),
+    ],
+)
+def test_half_a_batch_holds_half_the_rows_and_keeps_a_fixed_size(
+    rows: int, size: int, wanted: list[tuple[int, int]]
+) -> None:
+    found = halves(Batch(np.arange(rows), 16, size))
+    assert [(len(batch.rows), batch.size) for batch in found] == wanted
+    assert np.concatenate([batch.rows for batch in found]).tolist() == list(range(rows))

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,32 @@ def test_vectors_have_unit_length_and_the_order_of_the_texts() -> None:
     assert vectors.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
     np.testing.assert_array_equal(encoder("bfloat16").encode_documents(TEXTS[::-1]), vectors[::-1])
+
+
+class _Small:
+    """A model that has memory for batches of a few rows."""
+
+    def __init__(self, model: Any, rows: int) -> None:
+        self.model, self.rows, self.refused = model, rows, 0
+
+    def __call__(self, features: dict[str, Any]) -> Any:
+        if len(features["input_ids"]) > self.rows:
+            self.refused += 1
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+        return self.model(features)
+
+
+@pytest.mark.model
+def test_a_batch_that_does_not_fit_in_memory_is_encoded_in_smaller_ones_to_the_same_bytes() -> None:
+    short_of_memory = load_encoder(EncoderConfig(model=SOURCE), dtype="float32", device="cpu")
+    model = short_of_memory._documents  # type: ignore[attr-defined]
+    model._first = _Small(model._first, rows=2)
+    model._first.tokenizer = model._first.model.tokenizer
+    assert np.array_equal(short_of_memory.encode_documents(TEXTS), alone("float32"))
+    assert model._first.refused > 0
+    model._first.rows = 0
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        short_of_memory.encode_documents(["a"])
 
 
 @pytest.mark.model

@@ -4,10 +4,13 @@ import pytest
 
 from pipeline.config import EncoderConfig
 from pipeline.corpus import bucket_of, text_hashes
+from pipeline.embedding.faulty import FaultyEncoder
 from pipeline.embedding.hashing import HashingEncoder
 from pipeline.embedding.stage import (
     CachedBucket,
+    condemn,
     encode_unit,
+    forget_condemned,
     open_cache,
     plan_units,
     store_given,
@@ -124,3 +127,85 @@ def test_buckets_hold_a_bounded_number_of_rows(rows, buckets):
 def test_hash_keys_keep_trailing_zero_bytes_apart():
     keys = hash_keys(pa.chunked_array([pa.array([b"a" * 15 + b"\0", b"a" * 16], pa.binary(16))]))
     assert keys[0] != keys[1]
+
+
+# ------------------------------------------------------------------------------------------------ condemned texts
+
+FAULTY = FaultyEncoder(EncoderConfig(model="hashing:32!faulty"))
+POISONED = [f"word{i}" + (" faulty_raise" if i == 3 else " faulty_nan" if i == 7 else "") for i in range(10)]
+
+
+def _reopened(store):
+    return open_cache(store, "enc", dims=32, rows=10)
+
+
+def _encode_all(store, cache, files, encoder):
+    units = plan_units(store, cache, 0, files, unit_texts=4)
+    done = [
+        encode_unit(store, encoder, cache=cache, bucket=0, unit=unit).numbers for unit in units.files.values()
+    ]
+    return (
+        sum(n["encoded"] for n in done),
+        sum(n["condemned"] for n in done),
+        units.numbers["condemned"],
+    )
+
+
+def _reasons(store, cache):
+    return sorted(CachedBucket(store, cache, 0).condemned["reason"].to_pylist())
+
+
+def test_condemned_texts_are_remembered_until_a_redrive_forgets_them(any_store):
+    cache = _reopened(any_store)
+    files = [_shuffled(any_store, cache, POISONED)]
+    assert _encode_all(any_store, cache, files, FAULTY) == (8, 2, 0)
+    assert _encode_all(any_store, _reopened(any_store), files, FAULTY) == (0, 0, 2)
+    forget_condemned(any_store, "enc", after=(), reasons=["not_finite"])
+    assert _reasons(any_store, _reopened(any_store)) == ["encoder_error"]
+    assert _encode_all(any_store, _reopened(any_store), files, FAULTY) == (0, 1, 1)
+    assert forget_condemned(any_store, "enc", after=(("not_finite",),), reasons=[]) == (("not_finite",), ())
+    assert _reasons(any_store, _reopened(any_store)) == []
+    assert _encode_all(any_store, _reopened(any_store), files, ENCODER) == (2, 0, 0)
+    assert len(CachedBucket(any_store, _reopened(any_store), 0).keys) == 10
+
+
+def test_a_slow_worker_of_an_older_run_condemns_nothing_that_was_redriven(any_store):
+    older = _reopened(any_store)
+    files = [_shuffled(any_store, older, POISONED)]
+    forget_condemned(any_store, "enc", after=(), reasons=[])
+    _encode_all(any_store, older, files, FAULTY)
+    assert _reasons(any_store, _reopened(any_store)) == []
+
+
+def test_two_redrives_at_once_are_two_entries(any_store):
+    forget_condemned(any_store, "enc", after=(), reasons=["zero_vector"])
+    assert forget_condemned(any_store, "enc", after=(), reasons=[]) == (("zero_vector",), ())
+
+
+def test_a_lost_list_of_condemned_texts_condemns_nothing(any_store):
+    cache = _reopened(any_store)
+    files = [_shuffled(any_store, cache, POISONED)]
+    _encode_all(any_store, cache, files, FAULTY)
+    for info in list(any_store.list("embeddings")):
+        if info.path.endswith(".condemned.parquet"):
+            any_store.delete(info.path)
+    assert _encode_all(any_store, cache, files, ENCODER) == (2, 0, 0)
+
+
+def test_a_text_with_a_vector_is_not_condemned_whatever_a_list_says(any_store):
+    cache = _reopened(any_store)
+    files = [_shuffled(any_store, cache, ["a word"])]
+    unit = plan_units(any_store, cache, 0, files, unit_texts=4).files["unit-000000"]
+    condemn(
+        any_store,
+        cache=cache,
+        bucket=0,
+        unit=unit,
+        rows=(0, 1),
+        reason="killed_worker",
+        attempts=3,
+        error="x",
+    )
+    assert _reasons(any_store, cache) == ["killed_worker"]
+    encode_unit(any_store, ENCODER, cache=cache, bucket=0, unit=unit)
+    assert _reasons(any_store, cache) == []

@@ -97,7 +97,8 @@ class Root:
 
     def dead_letters(self) -> FileRef:
         """Write a file of rows set aside."""
-        table = pa.table([["f"], [1], ["d"], ["read"], ["why"]], schema=DEAD_LETTERS)
+        letter = {"file": "f", "row": 1, "doc_id": "d", "stage": "read", "reason": "why"}
+        table = pa.Table.from_pylist([letter], schema=DEAD_LETTERS)
         return write_table(self.store, "dead_letters", DEAD_LETTERS, [table])
 
     def paths(self) -> set[str]:

@@ -1,0 +1,142 @@
+"""The encode stage of a run: texts without a vector get one, or are condemned and become dead letters."""
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pipeline.artifacts import FileRef, Plan, StageOutput
+from pipeline.corpus import check_error_budget
+from pipeline.embedding.stage import Cache, plan_units, store_given
+from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.session import Session
+from pipeline.execution.units import Unit
+from pipeline.execution.work import Task, digest
+from pipeline.index.condemned import count_condemned, list_condemned
+
+__all__ = ["DocumentFiles", "Embedded", "embed"]
+
+
+@dataclass(frozen=True)
+class DocumentFiles:
+    """What the merge stage wrote, and what was set aside until then."""
+
+    files: tuple[FileRef, ...]
+    texts: tuple[FileRef, ...]
+    places: tuple[FileRef, ...]
+    dead_letters: tuple[FileRef, ...]
+    documents: int
+    vectors: int
+
+    @property
+    def num_dead_letters(self) -> int:
+        return sum(ref.rows for ref in self.dead_letters)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What encoding came to."""
+
+    encoded: int = 0
+    """Texts encoded now."""
+    condemned: Mapping[int, FileRef] = field(default_factory=dict)
+    """By bucket of texts, the rows that have no vector."""
+    dead_letters: tuple[FileRef, ...] = ()
+    rows: int = 0
+    """Rows without a vector."""
+    documents: int = 0
+    """Documents without any vector."""
+
+
+def embed(
+    session: Session, plan: Plan, documents: DocumentFiles, encoder: EncoderInForce, cache: Cache
+) -> Embedded:
+    """Fill the cache.
+
+    Raises:
+        ErrorBudgetError: More rows are bad, those counted that cannot be encoded, than the configuration allows.
+    """
+    buckets = range(cache.buckets)
+    inputs = {"texts": digest(documents.texts), "encoder": encoder.fingerprint}
+    # What is missing depends on the cache, so it is looked up anew each time: there is no receipt to reuse.
+    inputs["attempt"] = uuid.uuid4().hex
+    shared: dict[str, Any] = {"cache": cache, "texts": documents.texts}
+    if encoder.ready_made:
+        tasks = [
+            Task("given", {**inputs, "bucket": b}, partial(store_given, bucket=b), shared) for b in buckets
+        ]
+        session.outputs("embed", tasks)
+        return Embedded()
+    shared["unit_texts"] = session.config.embedding.unit_texts
+    plans = [Task("units", {**inputs, "bucket": b}, partial(plan_units, bucket=b), shared) for b in buckets]
+    planned = session.outputs("embed", plans)
+    known = {b: int(output.numbers["condemned"]) for b, output in enumerate(planned)}
+    units = [
+        Unit(cache, encoder.fingerprint, b, file, 0, file.rows)
+        for b, output in enumerate(planned)
+        for file in output.files.values()
+    ]
+    with session.timed("embed"):
+        encoded, condemned = _encode_within_budget(session, plan, documents, encoder, units, known)
+    found = _listed(session, plan, documents, cache, inputs, sorted(condemned))
+    letters = [output.files["dead_letters"] for output in found.values()]
+    _check_budget(session, plan, [*documents.dead_letters, *letters])
+    refs = {bucket: output.files["condemned"] for bucket, output in found.items()}
+    rows, whole = count_condemned(session.store, list(refs.values()))
+    return Embedded(encoded, refs, tuple(letters), rows, whole)
+
+
+def _encode_within_budget(
+    session: Session,
+    plan: Plan,
+    documents: DocumentFiles,
+    encoder: EncoderInForce,
+    units: Sequence[Unit],
+    known: Mapping[int, int],
+) -> tuple[int, Counter[int]]:
+    """Texts encoded, and condemned texts by bucket; stops early, so that a broken encoder does not condemn a corpus."""
+    encoded, condemned = 0, Counter({bucket: number for bucket, number in known.items() if number})
+    _check_budget(session, plan, documents.dead_letters, condemned.total())
+    for place, done in session.perform("embed", [unit.task() for unit in units], encoder=encoder):
+        encoded += int(done.output.numbers["encoded"])
+        failed = int(done.output.numbers["condemned"])
+        if failed:
+            condemned[units[place].bucket] += failed
+            _check_budget(session, plan, documents.dead_letters, condemned.total())
+    return encoded, condemned
+
+
+def _listed(
+    session: Session,
+    plan: Plan,
+    documents: DocumentFiles,
+    cache: Cache,
+    inputs: Mapping[str, str],
+    buckets: Sequence[int],
+) -> dict[int, StageOutput]:
+    """By bucket, the rows of the corpus whose text is condemned; nothing for a bucket that has none."""
+    shared = {
+        "cache": cache,
+        "texts": documents.texts,
+        "documents": documents.files,
+        "places": documents.places,
+        "plan": plan,
+    }
+    tasks = [
+        Task("condemned", {**inputs, "bucket": b}, partial(list_condemned, bucket=b), shared) for b in buckets
+    ]
+    outputs: Iterator[StageOutput] = iter(session.outputs("embed", tasks))
+    return {bucket: output for bucket, output in zip(buckets, outputs, strict=True) if output.files}
+
+
+def _check_budget(session: Session, plan: Plan, letters: Sequence[FileRef], condemned: int = 0) -> None:
+    check_error_budget(
+        session.store,
+        session.config.corpus,
+        rows=plan.rows,
+        bad_rows=sum(ref.rows for ref in letters),
+        dead_letters=letters,
+        condemned=condemned,
+    )

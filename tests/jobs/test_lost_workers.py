@@ -14,7 +14,7 @@ from pipeline.storage import LocalStore
 from tests.integration.roads import data_files, rows_of
 from tests.jobs.test_command_line import REPOSITORY, small, strata, summary_of
 
-ROWS = 3000
+ROWS = 1500
 DEADLINE_SECONDS = 240
 VICTIMS = {
     "read": ("ray::perform", "scratch/rows/*"),

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,7 @@ def test_nothing_on_the_page_loads_or_runs(page, read):
 
 def test_the_header_says_what_it_is_and_whether_it_is_good(read, road):
     _, summary = road
-    for words in ("Release 2", "All gates passed · current", summary["index"], "words", "0.1.0"):
+    for words in ("Release 2", "All gates passed · current", summary["index"], "words", version("strata")):
         assert words in read.text
 
 

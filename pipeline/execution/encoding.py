@@ -10,29 +10,14 @@ from typing import Any
 from pipeline.artifacts import FileRef, Plan, StageOutput
 from pipeline.corpus import check_error_budget
 from pipeline.embedding.stage import Cache, plan_units, store_given
+from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.session import Session
 from pipeline.execution.units import Unit
 from pipeline.execution.work import Task, digest
 from pipeline.index.condemned import count_condemned, list_condemned
 
-__all__ = ["DocumentFiles", "Embedded", "embed"]
-
-
-@dataclass(frozen=True)
-class DocumentFiles:
-    """What the merge stage wrote, and what was set aside until then."""
-
-    files: tuple[FileRef, ...]
-    texts: tuple[FileRef, ...]
-    places: tuple[FileRef, ...]
-    dead_letters: tuple[FileRef, ...]
-    documents: int
-    vectors: int
-
-    @property
-    def num_dead_letters(self) -> int:
-        return sum(ref.rows for ref in self.dead_letters)
+__all__ = ["Embedded", "embed"]
 
 
 @dataclass(frozen=True)

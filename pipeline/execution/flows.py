@@ -6,15 +6,13 @@ that it sees what the run before it published, and never undoes what is publishe
 """
 
 import hashlib
-import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,44 +24,31 @@ from pipeline.artifacts import (
     IndexManifest,
     Plan,
     ReleaseRecord,
-    SearchDefaults,
-    StageOutput,
     arrow_schema,
 )
 from pipeline.config import Config
 from pipeline.corpus import (
-    check_error_budget,
     count_changes,
     count_reasons,
-    merge_documents,
     plan_corpus,
-    read_shard,
 )
-from pipeline.embedding.stage import Cache, bucket_count, open_cache, read_redrives
-from pipeline.errors import ConfigError, DataError, QualityGateError
+from pipeline.embedding.stage import bucket_count, open_cache, read_redrives
+from pipeline.errors import ConfigError, QualityGateError
 from pipeline.evaluation.judging import check_gates
+from pipeline.execution.building import build_index, index_sizes
+from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
-from pipeline.execution.encoding import DocumentFiles, Embedded, embed
+from pipeline.execution.encoding import Embedded, embed
 from pipeline.execution.estimates import Estimate, check_fits, estimate
 from pipeline.execution.judgement import judge
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
 from pipeline.execution.metrics import Metrics
 from pipeline.execution.session import Session
-from pipeline.execution.work import StoreSpec, Task, digest, versions
+from pipeline.execution.work import StoreSpec, versions
 from pipeline.filters import parse_filter
 from pipeline.index.condemned import drop_condemned
-from pipeline.index.stage import (
-    VectorSource,
-    build_segment,
-    cut_sample,
-    finish_layout,
-    finish_partition,
-    grow_branches,
-    place_bucket,
-    train_index,
-)
-from pipeline.index.training import grown_rows, sample_rows
+from pipeline.index.stage import VectorSource
 from pipeline.release import (
     claim_root,
     files_are_there,
@@ -263,11 +248,11 @@ def _build_and_publish(
 ) -> dict[str, Any]:
     plan, encoder = prepared.plan, prepared.encoder
     cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
-    documents = _read_documents(session, plan, encoder, cache)
+    documents = read_documents(session, plan, encoder, cache)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-    placed, manifest = _build(session, plan, encoder, documents, source)
+    placed, manifest = build_index(session, plan, encoder, documents, source)
     manifest, measured = judge(session, encoder, manifest, source, placed)
     summary: dict[str, Any] = {
         "index": manifest.index,
@@ -280,7 +265,7 @@ def _build_and_publish(
         "dead_letter_files": [ref.path for ref in documents.dead_letters],
         "redrives": cache.generation,
         "encoder": encoder.label,
-        **_sizes(manifest),
+        **index_sizes(manifest),
         **measured,
         "plan": plan.fingerprint,
         "inputs": prepared.inputs,
@@ -301,222 +286,8 @@ def _without_condemned(
         documents=documents.documents - embedded.documents,
         vectors=documents.vectors - embedded.rows,
     )
-    _check_any_is_left(config, plan, left)
+    check_any_is_left(config, plan, left)
     return left
-
-
-def _check_any_is_left(config: Config, plan: Plan, documents: DocumentFiles) -> None:
-    if documents.documents == 0:
-        problem = f"no document is left of {plan.rows} rows: all were set aside"
-        raise DataError(config.corpus.uri, problem, "see the reasons in the dead-letter table")
-
-
-def _read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache: Cache) -> DocumentFiles:
-    with session.timed("read"):
-        shards = _within_budget(session, _read_tasks(session.config, plan, encoder), plan)
-    rows = tuple(output.files["rows"] for output in shards)
-    merged = session.outputs("merge", _merge_tasks(session.config, plan, rows, cache))
-    letters = [
-        output.files["dead_letters"] for output in [*shards, *merged] if "dead_letters" in output.files
-    ]
-    _check_budget(session, plan, letters)
-    documents = DocumentFiles(
-        files=tuple(output.files["documents"] for output in merged),
-        texts=tuple(output.files["texts"] for output in merged),
-        places=tuple(output.files["places"] for output in merged),
-        dead_letters=tuple(letters),
-        documents=_total(merged, "documents"),
-        vectors=_total(merged, "vectors"),
-    )
-    _check_any_is_left(session.config, plan, documents)
-    return documents
-
-
-def _shape(config: Config, plan: Plan) -> dict[str, Any]:
-    """What of the configuration shapes documents; where the corpus lies and how many rows may be bad do not."""
-    corpus = config.corpus.model_dump(mode="json", exclude={"uri", "name", "error_budget"})
-    return {
-        "corpus": corpus,
-        "attributes": plan.attributes,
-        "dims": plan.embedding_dims,
-        "buckets": plan.document_buckets,
-    }
-
-
-def _read_tasks(config: Config, plan: Plan, encoder: EncoderInForce) -> list[Task]:
-    shared = {
-        "plan": plan,
-        "corpus": config.corpus,
-        "storage": config.storage,
-        "tokenizer_json": encoder.tokenizer_json,
-    }
-    inputs = {"tokenizer": encoder.tokenizer_hash, **_shape(config, plan)}
-    return [
-        Task(
-            "read",
-            {**inputs, "file": plan.files[shard.file_no], "shard": shard},
-            partial(read_shard, shard=shard),
-            shared,
-        )
-        for shard in plan.shards
-    ]
-
-
-def _merge_tasks(config: Config, plan: Plan, rows: tuple[FileRef, ...], cache: Cache) -> list[Task]:
-    shared = {"shard_rows_files": rows, "plan": plan, "text_buckets": cache.buckets}
-    names = [file.path for file in plan.files]
-    content = {"rows": rows, "text_buckets": cache.buckets, "files": names, **_shape(config, plan)}
-    # Receipts from before a bucket's places were written do not stand for it.
-    inputs = digest({**content, "places": True})
-    return [
-        Task("merge", {"of": inputs, "bucket": bucket}, partial(merge_documents, bucket=bucket), shared)
-        for bucket in range(plan.document_buckets)
-    ]
-
-
-def _within_budget(session: Session, tasks: Sequence[Task], plan: Plan) -> list[StageOutput]:
-    """Read shards until done, or until more rows are bad than the budget allows for the whole corpus."""
-    found: dict[int, StageOutput] = {}
-    letters: list[FileRef] = []
-    for place, done in session.perform("read", tasks):
-        found[place] = done.output
-        if "dead_letters" in done.output.files:
-            letters.append(done.output.files["dead_letters"])
-            _check_budget(session, plan, letters)
-    return [found[place] for place in range(len(tasks))]
-
-
-def _check_budget(session: Session, plan: Plan, letters: Sequence[FileRef]) -> None:
-    bad = sum(ref.rows for ref in letters)
-    check_error_budget(
-        session.store, session.config.corpus, rows=plan.rows, bad_rows=bad, dead_letters=letters
-    )
-
-
-def _build(
-    session: Session, plan: Plan, encoder: EncoderInForce, documents: DocumentFiles, source: VectorSource
-) -> tuple[tuple[FileRef, ...], IndexManifest]:
-    """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
-    config = session.config
-    trained = _train(session, documents, source, encoder)
-    inputs = {
-        "texts": digest(documents.texts),
-        "encoder": encoder.fingerprint,
-        "attributes": plan.attributes,
-        "trained": trained.files,
-    }
-    shared = {"source": source, "trained_files": trained.files}
-    places = [
-        Task(
-            "place",
-            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
-            partial(place_bucket, bucket=b),
-            shared,
-        )
-        for b in range(source.cache.buckets)
-    ]
-    placed = tuple(output.files["placed"] for output in session.outputs("place", places))
-    shape = digest({"placed": placed, "attributes": plan.attributes})
-    parts = {"placed": placed, "attributes": plan.attributes}
-    segments = [
-        Task("build", {"of": shape, "segment": no}, partial(build_segment, segment_no=no), parts)
-        for no in range(int(trained.numbers["segments"]))
-    ]
-    built = session.outputs("build", segments)
-    with session.timed("build"):
-        partition = finish_partition(session.store, built, trained.files, space=encoder.fingerprint)
-    manifest = IndexManifest(
-        index="",
-        corpus=config.corpus.identity,
-        plan=plan.fingerprint,
-        encoder=encoder.identity,
-        encoder_settings=encoder.settings,
-        dims=encoder.dims,
-        attributes=plan.attributes,
-        documents=documents.files,
-        document_buckets=plan.document_buckets,
-        num_documents=documents.documents,
-        condemned=tuple(source.condemned.values()),
-        partitions=(partition,),
-        search=SearchDefaults(probes=int(trained.numbers["lists"]), rerank=config.search.rerank),
-        statistics=_list_statistics(session.store, partition.directory),
-    )
-    return placed, manifest
-
-
-def _train(
-    session: Session, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
-) -> StageOutput:
-    """Binarizer and heads: the first level in one task, the second level by groups of branches."""
-    config = session.config
-    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
-    branches = trunk.files["branches"]
-    share = grown_rows(documents.vectors, config.layout) / documents.vectors
-    inputs = {
-        "texts": digest(documents.texts),
-        "encoder": encoder.fingerprint,
-        "branches": branches,
-        "share": share,
-    }
-    shared: dict[str, Any] = {"source": source, "branches": branches, "share": share}
-    cuts = [
-        Task(
-            "cut",
-            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
-            partial(cut_sample, bucket=b),
-            shared,
-        )
-        for b in range(min(source.cache.buckets, math.ceil(share * source.cache.buckets)))
-    ]
-    samples = tuple(output.files["sample"] for output in session.outputs("train", cuts))
-    shared = {"samples": samples, "branches": branches, "seed": config.seed}
-    groups = [
-        Task(
-            "grow",
-            {"of": digest(shared), "group": group},
-            partial(grow_branches, group=group),
-            shared,
-        )
-        for group in range(int(trunk.numbers["groups"]))
-    ]
-    grown = [output.files["heads"] for output in session.outputs("train", groups)]
-    with session.timed("train"):
-        return finish_layout(
-            session.store,
-            trunk.files,
-            grown,
-            num_vectors=documents.vectors,
-            segment_rows=config.layout.segment_rows,
-        )
-
-
-def _trunk_task(
-    config: Config, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
-) -> Task:
-    settings: dict[str, Any] = {
-        "num_vectors": documents.vectors,
-        "sample_rows": sample_rows(documents.vectors, config.layout),
-        "layout": config.layout,
-        "binarizer": config.binarizer,
-        "seed": config.seed,
-    }
-    inputs = {
-        "texts": documents.texts,
-        "encoder": encoder.fingerprint,
-        "condemned": source.condemned,
-        **settings,
-    }
-    return Task("train", inputs, partial(train_index, source=source, **settings))
-
-
-def _list_statistics(store: Store, directory: FileRef) -> dict[str, float]:
-    sizes = read_columns(store, directory.path, ["num_entries"])["num_entries"].to_numpy()
-    return {
-        "lists": float(len(sizes)),
-        "list_rows_mean": float(sizes.mean()),
-        "list_rows_max": float(sizes.max()),
-        "list_rows_cv": float(sizes.std() / sizes.mean()),
-    }
 
 
 # ------------------------------------------------------------------------------------------------ publishing
@@ -539,26 +310,6 @@ def _compared(store: Store, manifest: IndexManifest) -> Iterator[Any]:
     condemned = [read_columns(store, ref.path) for ref in manifest.condemned]
     gone = pa.concat_tables([condemned_schema().empty_table(), *condemned])
     return (drop_condemned(read_columns(store, ref.path, columns), gone) for ref in manifest.documents)
-
-
-def _sizes(manifest: IndexManifest) -> dict[str, Any]:
-    files = [ref for p in manifest.partitions for s in p.segments for ref in (s.lists,)]
-    scanned = sum(ref.bytes for ref in files) + sum(
-        p.heads.bytes + p.directory.bytes for p in manifest.partitions
-    )
-    vectors = sum(s.vectors.bytes for p in manifest.partitions for s in p.segments)
-    documents = max(manifest.num_documents, 1)
-    return {
-        "code_bytes": manifest.partitions[0].codes.code_bytes,
-        "levels": list(manifest.partitions[0].codes.levels),
-        "index_bytes_per_document": round(scanned / documents, 1),
-        "vectors_bytes_per_document": round(vectors / documents, 1),
-        "float32_bytes_per_document": round(
-            4 * manifest.dims * sum(p.rows for p in manifest.partitions) / documents, 1
-        ),
-        "lists": int(manifest.statistics["lists"]),
-        "list_rows_cv": round(manifest.statistics["list_rows_cv"], 3),
-    }
 
 
 def _publish(
@@ -601,7 +352,3 @@ def _publish(
     )
     session.ledger.metrics.record("strata_release", record.release)
     return {**summary, "release": record.release, "published": True}
-
-
-def _total(outputs: Sequence[StageOutput], name: str) -> int:
-    return int(sum(output.numbers.get(name, 0) for output in outputs))

@@ -1,0 +1,174 @@
+"""The build stages of a run: binarizer and heads are trained, rows placed and cut into segments, the partition finished."""
+
+import math
+from functools import partial
+from typing import Any
+
+from pipeline.artifacts import FileRef, IndexManifest, Plan, SearchDefaults, StageOutput
+from pipeline.config import Config
+from pipeline.execution.documents import DocumentFiles
+from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.session import Session
+from pipeline.execution.work import Task, digest
+from pipeline.index.stage import (
+    VectorSource,
+    build_segment,
+    cut_sample,
+    finish_layout,
+    finish_partition,
+    grow_branches,
+    place_bucket,
+    train_index,
+)
+from pipeline.index.training import grown_rows, sample_rows
+from pipeline.storage import Store
+from pipeline.tables import read_columns
+
+__all__ = ["build_index", "index_sizes"]
+
+
+def build_index(
+    session: Session, plan: Plan, encoder: EncoderInForce, documents: DocumentFiles, source: VectorSource
+) -> tuple[tuple[FileRef, ...], IndexManifest]:
+    """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
+    config = session.config
+    trained = _train(session, documents, source, encoder)
+    inputs = {
+        "texts": digest(documents.texts),
+        "encoder": encoder.fingerprint,
+        "attributes": plan.attributes,
+        "trained": trained.files,
+    }
+    shared = {"source": source, "trained_files": trained.files}
+    places = [
+        Task(
+            "place",
+            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
+            partial(place_bucket, bucket=b),
+            shared,
+        )
+        for b in range(source.cache.buckets)
+    ]
+    placed = tuple(output.files["placed"] for output in session.outputs("place", places))
+    shape = digest({"placed": placed, "attributes": plan.attributes})
+    parts = {"placed": placed, "attributes": plan.attributes}
+    segments = [
+        Task("build", {"of": shape, "segment": no}, partial(build_segment, segment_no=no), parts)
+        for no in range(int(trained.numbers["segments"]))
+    ]
+    built = session.outputs("build", segments)
+    with session.timed("build"):
+        partition = finish_partition(session.store, built, trained.files, space=encoder.fingerprint)
+    manifest = IndexManifest(
+        index="",
+        corpus=config.corpus.identity,
+        plan=plan.fingerprint,
+        encoder=encoder.identity,
+        encoder_settings=encoder.settings,
+        dims=encoder.dims,
+        attributes=plan.attributes,
+        documents=documents.files,
+        document_buckets=plan.document_buckets,
+        num_documents=documents.documents,
+        condemned=tuple(source.condemned.values()),
+        partitions=(partition,),
+        search=SearchDefaults(probes=int(trained.numbers["lists"]), rerank=config.search.rerank),
+        statistics=_list_statistics(session.store, partition.directory),
+    )
+    return placed, manifest
+
+
+def _train(
+    session: Session, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+) -> StageOutput:
+    """Binarizer and heads: the first level in one task, the second level by groups of branches."""
+    config = session.config
+    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
+    branches = trunk.files["branches"]
+    share = grown_rows(documents.vectors, config.layout) / documents.vectors
+    inputs = {
+        "texts": digest(documents.texts),
+        "encoder": encoder.fingerprint,
+        "branches": branches,
+        "share": share,
+    }
+    shared: dict[str, Any] = {"source": source, "branches": branches, "share": share}
+    cuts = [
+        Task(
+            "cut",
+            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
+            partial(cut_sample, bucket=b),
+            shared,
+        )
+        for b in range(min(source.cache.buckets, math.ceil(share * source.cache.buckets)))
+    ]
+    samples = tuple(output.files["sample"] for output in session.outputs("train", cuts))
+    shared = {"samples": samples, "branches": branches, "seed": config.seed}
+    groups = [
+        Task(
+            "grow",
+            {"of": digest(shared), "group": group},
+            partial(grow_branches, group=group),
+            shared,
+        )
+        for group in range(int(trunk.numbers["groups"]))
+    ]
+    grown = [output.files["heads"] for output in session.outputs("train", groups)]
+    with session.timed("train"):
+        return finish_layout(
+            session.store,
+            trunk.files,
+            grown,
+            num_vectors=documents.vectors,
+            segment_rows=config.layout.segment_rows,
+        )
+
+
+def _trunk_task(
+    config: Config, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+) -> Task:
+    settings: dict[str, Any] = {
+        "num_vectors": documents.vectors,
+        "sample_rows": sample_rows(documents.vectors, config.layout),
+        "layout": config.layout,
+        "binarizer": config.binarizer,
+        "seed": config.seed,
+    }
+    inputs = {
+        "texts": documents.texts,
+        "encoder": encoder.fingerprint,
+        "condemned": source.condemned,
+        **settings,
+    }
+    return Task("train", inputs, partial(train_index, source=source, **settings))
+
+
+def _list_statistics(store: Store, directory: FileRef) -> dict[str, float]:
+    sizes = read_columns(store, directory.path, ["num_entries"])["num_entries"].to_numpy()
+    return {
+        "lists": float(len(sizes)),
+        "list_rows_mean": float(sizes.mean()),
+        "list_rows_max": float(sizes.max()),
+        "list_rows_cv": float(sizes.std() / sizes.mean()),
+    }
+
+
+def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
+    """Bytes and list sizes, for the summary."""
+    files = [ref for p in manifest.partitions for s in p.segments for ref in (s.lists,)]
+    scanned = sum(ref.bytes for ref in files) + sum(
+        p.heads.bytes + p.directory.bytes for p in manifest.partitions
+    )
+    vectors = sum(s.vectors.bytes for p in manifest.partitions for s in p.segments)
+    documents = max(manifest.num_documents, 1)
+    return {
+        "code_bytes": manifest.partitions[0].codes.code_bytes,
+        "levels": list(manifest.partitions[0].codes.levels),
+        "index_bytes_per_document": round(scanned / documents, 1),
+        "vectors_bytes_per_document": round(vectors / documents, 1),
+        "float32_bytes_per_document": round(
+            4 * manifest.dims * sum(p.rows for p in manifest.partitions) / documents, 1
+        ),
+        "lists": int(manifest.statistics["lists"]),
+        "list_rows_cv": round(manifest.statistics["list_rows_cv"], 3),
+    }

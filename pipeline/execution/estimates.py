@@ -117,11 +117,11 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     segment = min(plan.rows, config.layout.segment_rows)
     held = {
         "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
-        "merge": 3 * plan.rows / plan.document_buckets * row,
-        "train": 4.5 * sample_rows(plan.rows, config.layout) * vector,
+        "merge": 3.5 * plan.rows / plan.document_buckets * row,
+        "train": 5 * sample_rows(plan.rows, config.layout) * vector,
         "cut": 3 * texts * (2 * dims + 100) + 3 * block,
         "grow": 3 * GROUP_ROWS * vector,
-        "place": 3 * texts * placed + lists * vector + 4 * block,
+        "place": 3.6 * texts * placed + lists * vector + 4 * block,
         "build": 3 * segment * placed,
         "exact": 2 * texts * 100 + 3 * block + SLICE_ROWS * JUDGED_QUERIES * 8,
         "driver": 2 * lists * vector
@@ -129,7 +129,7 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
         + JUDGED_QUERIES * (3 * NEIGHBOURS * 150 + 2 * vector),
     }
     if plan.embedding_dims:
-        return held | {"given": 3 * texts * row}
+        return held | {"given": 3.8 * texts * row}
     return held | {"units": 3 * texts * text}
 
 

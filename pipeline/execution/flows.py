@@ -50,6 +50,7 @@ from pipeline.filters import parse_filter
 from pipeline.index.condemned import drop_condemned
 from pipeline.index.stage import VectorSource
 from pipeline.release import (
+    Lease,
     claim_root,
     files_are_there,
     hold_root,
@@ -102,11 +103,8 @@ def run(
     store = spec.open()
     before = read_alias(store)
     prepared = _prepare(config, store, ledger)
-    if (
-        begin is None
-        and is_held(store)
-        and (same := _unchanged_release(store, read_alias(store), prepared)) is not None
-    ):
+    same = None if begin or not is_held(store) else _unchanged_release(store, read_alias(store), prepared)
+    if same is not None:
         # True at this moment, and nothing is written: as if this run had come before the one that holds the root.
         return _unchanged(same, time.perf_counter() - start)
     with hold_root(store, "run", config.lease) as lease:
@@ -121,19 +119,30 @@ def run(
             # A run that died between its alias entry and this line left its plan open.
             mark_plan_done(store, prepared.plan)
             return _unchanged(same, time.perf_counter() - start)
-        current = read_release(store, started_at.release) if started_at is not None else None
         write_plan(store, prepared.plan)
-        planned = time.perf_counter()
-        with runner_of() as runner, PeakMemory() as memory:
-            ledger.metrics = runner.metrics(config.corpus.identity)
-            session = Session(config, spec, store, runner, lease, prepared.cost, memory, ledger)
-            session.seconds.update(
-                plan=round(planned - start, 3), start=round(time.perf_counter() - planned, 3)
-            )
-            with _announced(ledger.metrics):
-                summary = _build_and_publish(session, prepared, started_at, current)
+        ledger.seconds["plan"] = round(time.perf_counter() - start, 3)
+        with _session(config, spec, runner_of, lease, prepared, ledger) as session:
+            summary = _build_and_publish(session, prepared, started_at)
         mark_plan_done(store, prepared.plan)
     return summary
+
+
+@contextmanager
+def _session(
+    config: Config,
+    spec: StoreSpec,
+    runner_of: Callable[[], Any],
+    lease: Lease,
+    prepared: "_Prepared",
+    ledger: Ledger,
+) -> Iterator[Session]:
+    """Start the runner, and what watches the run."""
+    start = time.perf_counter()
+    with runner_of() as runner, PeakMemory() as memory:
+        ledger.metrics = runner.metrics(config.corpus.identity)
+        ledger.seconds["start"] = round(time.perf_counter() - start, 3)
+        with _announced(ledger.metrics):
+            yield Session(config, spec, spec.open(), runner, lease, prepared.cost, memory, ledger)
 
 
 @dataclass(frozen=True)
@@ -244,8 +253,9 @@ def _content_hash(uri: str, config: Config) -> str:
 
 
 def _build_and_publish(
-    session: Session, prepared: _Prepared, started_at: AliasEntry | None, current: ReleaseRecord | None
+    session: Session, prepared: _Prepared, started_at: AliasEntry | None
 ) -> dict[str, Any]:
+    current = read_release(session.store, started_at.release) if started_at is not None else None
     plan, encoder = prepared.plan, prepared.encoder
     cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
     documents = read_documents(session, plan, encoder, cache)

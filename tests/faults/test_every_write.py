@@ -19,6 +19,12 @@ from tests.faults.stores import Died, Fault, Faults, FaultySpec
 from tests.integration.roads import configured, data_files, rows_of, settings, write_parquet
 
 ROWS = 32
+FIRST = {Fault.FAILS_AFTER, Fault.CUT_SHORT}
+"""Faults that every test run tries at every write of a first run; the others take minutes and are slow."""
+
+
+def _slow_but(kinds, quick):
+    return [kind if kind in quick else pytest.param(kind, marks=pytest.mark.slow) for kind in kinds]
 
 
 class PatientRunner(InlineRunner):
@@ -177,27 +183,31 @@ def _sweep(calm, trial, fault, kind):
     return fired, reruns
 
 
-@pytest.mark.parametrize("fault", [f for f in Fault if not f.startswith("dies")])
+@pytest.mark.parametrize("fault", _slow_but([f for f in Fault if not f.startswith("dies")], FIRST))
 def test_a_fault_at_any_write_of_a_first_run_ends_in_the_same_bytes(first, trial, fault):
     fired, reruns = _sweep(first, trial, fault, InlineRunner)
     assert fired == first.writes or fault is Fault.CUT_SHORT
     assert fired >= first.writes // 2
-    assert reruns == 0 if fault is Fault.ARRIVES_TWICE else reruns >= fired
+    # Giving back the lease is the one write whose failure fails nothing.
+    assert reruns == 0 if fault is Fault.ARRIVES_TWICE else reruns >= fired - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Fault.FAILS_AFTER, Fault.LANDS_LATE])
 def test_a_fault_at_any_write_that_the_runner_tries_again_ends_in_the_same_bytes(first, trial, fault):
     fired, reruns = _sweep(first, trial, fault, PatientRunner)
     assert reruns < fired == first.writes
 
 
-@pytest.mark.parametrize("fault", [Fault.LANDS_LATE, Fault.DIES_BEFORE, Fault.DIES_AFTER])
+@pytest.mark.parametrize(
+    "fault", _slow_but([Fault.LANDS_LATE, Fault.DIES_BEFORE, Fault.DIES_AFTER], {Fault.DIES_AFTER})
+)
 def test_a_fault_at_any_write_of_the_next_run_ends_in_the_same_bytes(next_run, trial, fault):
     fired, _ = _sweep(next_run, trial, fault, InlineRunner)
     assert fired == next_run.writes
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", _slow_but(range(16), range(4)))
 def test_a_storm_of_faults_ends_in_the_same_bytes(next_run, trial, seed):
     rng = np.random.default_rng(seed)
     kinds = rng.choice(list(Fault), 2000)

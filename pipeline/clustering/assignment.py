@@ -29,6 +29,22 @@ class BranchedHeads:
     """(num_branches, d) centroids."""
     starts: NDArray[np.int64]
     """(num_branches + 1,), rising."""
+    norms: NDArray[np.float32]
+    """(num_lists,) squared lengths of the heads: they pick candidates and decide nothing."""
+
+    @classmethod
+    def of(
+        cls, heads: NDArray[np.float32], branches: NDArray[np.float32], starts: NDArray[np.int64]
+    ) -> "BranchedHeads":
+        """Heads with their norms.
+
+        Raises:
+            ValueError: A value is not finite, or there is no head.
+        """
+        norms = np.einsum("ld,ld->l", heads, heads)
+        if not (len(norms) and np.isfinite(norms).all() and np.isfinite(branches).all()):
+            raise ValueError(f"heads must be finite, with one at least; found shape {heads.shape}")
+        return cls(heads, branches, starts, norms)
 
 
 def assign(
@@ -85,7 +101,10 @@ def assign_in_branches(
     """
     if len(tree.branches) <= SEARCHED_BRANCHES:
         return assign(vectors, tree.heads, block_rows=block_rows)
-    _check(vectors, tree.heads)
+    if vectors.shape[1:] != tree.heads.shape[1:] or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"expected finite vectors of {tree.heads.shape[1]} dimensions, found {vectors.shape}"
+        )
     list_no = np.empty(len(vectors), np.int32)
     distance = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), block_rows):
@@ -146,19 +165,18 @@ def _assign_block(
 def _assign_block_in_branches(
     x: NDArray[np.float32], tree: BranchedHeads
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    norms = (tree.heads * tree.heads).sum(axis=1)
-    scored = list(_scores_by_branch(x, tree, norms))
+    scored = list(_scores_by_branch(x, tree))
     lowest = np.full(len(x), np.inf, np.float32)
     for _, rows, scores in scored:
         lowest[rows] = np.minimum(lowest[rows], scores.min(axis=1))
-    bound = lowest + _slack(x, norms)
+    bound = lowest + _slack(x, tree.norms)
     pairs = [(rows, first, np.nonzero(scores <= bound[rows][:, None])) for first, rows, scores in scored]
     rows = np.concatenate([rows[within[0]] for rows, _, within in pairs])
     return _decided(x, tree.heads, rows, np.concatenate([first + within[1] for _, first, within in pairs]))
 
 
 def _scores_by_branch(
-    x: NDArray[np.float32], tree: BranchedHeads, norms: NDArray[np.float32]
+    x: NDArray[np.float32], tree: BranchedHeads
 ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.float32]]]:
     """For each branch that a row is near: its first head, the rows, and their scores against its heads."""
     branches = nearest(x, tree.branches, SEARCHED_BRANCHES).reshape(-1)
@@ -167,7 +185,7 @@ def _scores_by_branch(
     for branch, places in zip(numbers, np.split(order, firsts[1:]), strict=True):
         rows = places // SEARCHED_BRANCHES
         heads = slice(int(tree.starts[branch]), int(tree.starts[branch + 1]))
-        yield heads.start, rows, _scores(x[rows], tree.heads[heads], norms[heads])
+        yield heads.start, rows, _scores(x[rows], tree.heads[heads], tree.norms[heads])
 
 
 def _scores(

@@ -7,12 +7,19 @@ from pipeline.config import GatesConfig
 from pipeline.measures import mean, ndcg_at_k, overlap_at_k, recall_at_k
 
 __all__ = [
+    "NEIGHBOURS",
+    "TUNING_QUERIES",
     "GateResult",
     "check_gates",
     "judge_against_exact",
     "judge_against_qrels",
     "probe_ladder",
 ]
+
+TUNING_QUERIES = 200
+"""Queries on which the number of probes is chosen; never those that are reported."""
+NEIGHBOURS = 100
+"""Depth of the exact rankings: recall@100 needs it."""
 
 Rankings = Mapping[str, Sequence[str]]
 """query_id → doc_ids, best first."""

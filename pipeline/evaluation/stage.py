@@ -32,6 +32,8 @@ __all__ = [
     "write_query_vectors",
 ]
 
+QUERY_BLOCK = 1024
+"""Queries compared with a slice of rows at once: bounds the memory of their products."""
 LATENCY_QUERIES = 100
 """Queries that are timed one by one."""
 CURVE_COST_QUERIES = 10
@@ -82,15 +84,18 @@ def exact_bucket(
         File `exact`: at most q * depth rows of EXACT.
     """
     wanted = read_query_vectors(store, queries)
-    best = RunningBest(len(wanted), depth)
+    blocks = [slice(start, start + QUERY_BLOCK) for start in range(0, len(wanted), QUERY_BLOCK)]
+    best = [RunningBest(len(wanted[block]), depth) for block in blocks]
     names: list[pa.Table] = []
     seen = 0
     for rows, vectors in iterate_vectors(store, source, bucket):
         names.append(rows.select(["vector_id", "doc_id"]))
-        best.add(np.arange(seen, seen + len(vectors)), wanted @ vectors.T, _ids(rows))
+        for block, found in zip(blocks, best, strict=True):
+            found.add(np.arange(seen, seen + len(vectors)), wanted[block] @ vectors.T, _ids(rows))
         seen += len(vectors)
     lists = read_columns(store, placed.path, ["vector_id", "list_no"])
-    table = _found(pa.concat_tables(names), best.candidates(), lists) if names else EXACT.empty_table()
+    candidates = [one for found in best for one in found.candidates()]
+    table = _found(pa.concat_tables(names), candidates, lists) if names else EXACT.empty_table()
     ref = write_table(store, "scratch/exact", EXACT, [table])
     return StageOutput(files={"exact": ref}, numbers={"rows": ref.rows})
 

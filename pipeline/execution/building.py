@@ -103,7 +103,12 @@ def _train(
         for b in range(min(source.cache.buckets, math.ceil(share * source.cache.buckets)))
     ]
     samples = tuple(output.files["sample"] for output in session.outputs("train", cuts))
-    shared = {"samples": samples, "branches": branches, "seed": config.seed}
+    shared = {
+        "samples": samples,
+        "branches": branches,
+        "max_rows": config.layout.max_train_rows,
+        "seed": config.seed,
+    }
     groups = [
         Task(
             "grow",

@@ -4,6 +4,7 @@ The formulas count what each stage holds and writes per row; `CONSTANTS` were fi
 whose summaries put the measured numbers beside these. A plan that does not fit is refused with the setting to change.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,11 +12,14 @@ from pipeline.artifacts import Plan
 from pipeline.clustering import SEARCHED_BRANCHES
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.evaluation.judging import NEIGHBOURS, TUNING_QUERIES
+from pipeline.evaluation.stage import QUERY_BLOCK as EXACT_BLOCK
+from pipeline.index.reader import QUERY_BLOCK as SEARCH_BLOCK
 from pipeline.index.stage import SLICE_ROWS
 from pipeline.index.training import GROUP_ROWS, branch_count, grown_rows, sample_rows
 from pipeline.postings import list_count
 
-__all__ = ["Estimate", "check_fits", "estimate"]
+__all__ = ["Estimate", "check_fits", "estimate", "expected_vectors"]
 
 MB = 1024 * 1024
 
@@ -46,7 +50,8 @@ class Constants:
 CONSTANTS = Constants()
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
-NEIGHBOURS = 100
+SKEW = 1.5
+"""Rows of a large branch, in units of the mean."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +110,41 @@ def _text_per_row(plan: Plan) -> float:
     return plan.text_bytes / max(plan.rows, 1)
 
 
+def expected_vectors(plan: Plan, config: Config) -> int:
+    """Vectors of the corpus: its rows, or their chunks by the mean length of a text."""
+    chunk = config.corpus.chunk
+    if chunk is None:
+        return plan.rows
+    tokens = _text_per_row(plan) / CONSTANTS.bytes_per_token
+    return plan.rows * max(1, math.ceil(tokens / (chunk.max_tokens - chunk.overlap_tokens)))
+
+
 def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dict[str, float]:
     """Bytes that one task of each stage holds at once, besides what a worker holds that does nothing."""
+    vectors, layout = expected_vectors(plan, config), config.layout
     vector = 4 * dims
     text = _text_per_row(plan) + 150
     row = text + (vector if plan.embedding_dims else 0)
-    texts = plan.rows / text_buckets
-    lists = list_count(plan.rows, config.layout.rows_per_list)
+    texts = vectors / text_buckets
+    lists = list_count(vectors, layout.rows_per_list)
     placed = 2 * dims + (config.binarizer.bytes or 96) + 100
     block = SLICE_ROWS * vector
-    segment = min(plan.rows, config.layout.segment_rows)
+    segment = min(vectors, layout.segment_rows)
+    branch = SKEW * grown_rows(vectors, layout) / branch_count(lists, sample_rows(vectors, layout))
+    queries = config.evaluation.sample_queries + TUNING_QUERIES
     held = {
         "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
         "merge": 3.5 * plan.rows / plan.document_buckets * row,
-        "train": 5 * sample_rows(plan.rows, config.layout) * vector,
+        "train": 5 * sample_rows(vectors, layout) * vector,
         "cut": 3 * texts * (2 * dims + 100) + 3 * block,
-        "grow": 3 * GROUP_ROWS * vector,
-        "place": 3.6 * texts * placed + lists * vector + 4 * block,
+        "grow": 2 * max(GROUP_ROWS, branch) * 2 * dims + 6 * min(branch, layout.max_train_rows) * vector,
+        "place": 3.6 * texts * placed + 2 * lists * vector + 4 * block,
         "build": 3 * segment * placed,
-        "exact": 2 * texts * 100 + 3 * block + SLICE_ROWS * JUDGED_QUERIES * 8,
-        "driver": 2 * lists * vector
+        "exact": 2 * texts * 100 + 3 * block + SLICE_ROWS * min(queries, EXACT_BLOCK) * 8,
+        "driver": 3 * lists * vector
+        + 3 * min(queries, SEARCH_BLOCK) * lists * 4
         + len(plan.shards) * 2000
-        + JUDGED_QUERIES * (3 * NEIGHBOURS * 150 + 2 * vector),
+        + queries * (3 * NEIGHBOURS * 150 + 2 * vector),
     }
     if plan.embedding_dims:
         return held | {"given": 3.8 * texts * row}
@@ -145,13 +163,14 @@ def _bytes(plan: Plan, config: Config, dims: int) -> int:
 def _seconds(
     plan: Plan, config: Config, dims: int, text_buckets: int, cpus: int, tokens_per_s: float
 ) -> float:
-    lists = list_count(plan.rows, config.layout.rows_per_list)
-    sample, grown = sample_rows(plan.rows, config.layout), grown_rows(plan.rows, config.layout)
-    branches = branch_count(lists, sample, config.layout)
+    vectors = expected_vectors(plan, config)
+    lists = list_count(vectors, config.layout.rows_per_list)
+    sample, grown = sample_rows(vectors, config.layout), grown_rows(vectors, config.layout)
+    branches = branch_count(lists, sample)
     near = min(lists, branches + SEARCHED_BRANCHES * lists / branches)
     kmeans = 2.0 * dims * KMEANS_ITERATIONS / CONSTANTS.flops_per_s
     train = kmeans * (sample * branches + grown * lists / branches / cpus)
-    products = 2.0 * plan.rows * dims * (near + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
+    products = 2.0 * vectors * dims * (near + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
     rows = plan.rows / CONSTANTS.rows_per_s / cpus
     tasks = (len(plan.shards) + plan.document_buckets + 4 * text_buckets) * CONSTANTS.task_s / cpus
     encode = 0.0
@@ -166,6 +185,7 @@ SHRINKING = {
     "read": "lower corpus.shard_rows",
     "build": "lower layout.segment_rows",
     "train": "lower layout.max_train_rows",
+    "grow": "lower layout.max_train_rows",
     "place": "raise layout.rows_per_list",
     "driver": "raise layout.rows_per_list",
 }

@@ -39,7 +39,7 @@ from pipeline.execution.building import build_index, index_sizes
 from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
-from pipeline.execution.estimates import Estimate, check_fits, estimate
+from pipeline.execution.estimates import Estimate, check_fits, estimate, expected_vectors
 from pipeline.execution.judgement import judge
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
@@ -160,7 +160,7 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     claim_root(store, config.corpus)
     encoder = encoder_in_force(store, config, plan)
     _check_examples(config, plan, encoder)
-    buckets = bucket_count(store, encoder.fingerprint, plan.rows)
+    buckets = bucket_count(store, encoder.fingerprint, expected_vectors(plan, config))
     cpus = config.ray.num_cpus or os.cpu_count() or 1
     cost = estimate(plan, config, dims=encoder.dims, text_buckets=buckets, cpus=cpus)
     ledger.facts |= {"plan": plan.fingerprint, "estimate": cost.as_dict()}
@@ -257,7 +257,9 @@ def _build_and_publish(
 ) -> dict[str, Any]:
     current = read_release(session.store, started_at.release) if started_at is not None else None
     plan, encoder = prepared.plan, prepared.encoder
-    cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
+    cache = open_cache(
+        session.store, encoder.fingerprint, dims=encoder.dims, rows=expected_vectors(plan, session.config)
+    )
     documents = read_documents(session, plan, encoder, cache)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)

@@ -15,7 +15,13 @@ from numpy.typing import NDArray
 from pipeline import postings
 from pipeline.artifacts import FileRef, IndexManifest, SearchDefaults
 from pipeline.errors import ConfigError, DataError
-from pipeline.evaluation.judging import judge_against_exact, judge_against_qrels, probe_ladder
+from pipeline.evaluation.judging import (
+    NEIGHBOURS,
+    TUNING_QUERIES,
+    judge_against_exact,
+    judge_against_qrels,
+    probe_ladder,
+)
 from pipeline.evaluation.queries import Queries, read_qrels, read_queries
 from pipeline.evaluation.stage import (
     ExactNeighbours,
@@ -38,14 +44,10 @@ from pipeline.storage import canonical_json
 
 __all__ = ["judge"]
 
-TUNING_QUERIES = 200
-"""Queries on which the number of probes is chosen; never those that are reported."""
 FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
 CURVE_QUERIES = 200
 """Reported queries on which recall is measured at other numbers of probes."""
-NEIGHBOURS = 100
-"""Depth of the exact rankings: recall@100 needs it."""
 
 
 @dataclass(frozen=True)

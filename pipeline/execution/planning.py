@@ -12,7 +12,7 @@ from pipeline.embedding.precision import SAMPLE_TEXTS
 from pipeline.embedding.stage import bucket_count
 from pipeline.errors import MissingFileError
 from pipeline.execution.encoders import EncoderInForce, encoder_in_force
-from pipeline.execution.estimates import CONSTANTS, check_fits, estimate
+from pipeline.execution.estimates import CONSTANTS, check_fits, estimate, expected_vectors
 from pipeline.release import claim_root, record_plan
 from pipeline.storage import open_store
 
@@ -31,7 +31,7 @@ def plan_job(config: Config) -> dict[str, Any]:
         store.head("root.json")
         claim_root(store, config.corpus)
     encoder = encoder_in_force(store, config, plan, remember=False)
-    buckets = bucket_count(store, encoder.fingerprint, plan.rows)
+    buckets = bucket_count(store, encoder.fingerprint, expected_vectors(plan, config))
     cpus = config.ray.num_cpus or os.cpu_count() or 1
     speed = _tokens_per_s(encoder)
     cost = estimate(plan, config, dims=encoder.dims, text_buckets=buckets, cpus=cpus, tokens_per_s=speed)

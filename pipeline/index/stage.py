@@ -30,6 +30,7 @@ from pipeline.partitioning import ONLY_PARTITION
 from pipeline.schemas import directory_schema, heads_schema, lists_schema, vectors_schema
 from pipeline.storage import Store, canonical_json
 from pipeline.tables import (
+    RawFile,
     hash_keys,
     open_parquet,
     read_bucket,
@@ -216,7 +217,7 @@ def _hash_shares(hashes: pa.ChunkedArray) -> NDArray[np.float64]:
 
 
 def grow_branches(
-    store: Store, samples: Sequence[FileRef], group: int, branches: FileRef, *, seed: int
+    store: Store, samples: Sequence[FileRef], group: int, branches: FileRef, *, max_rows: int, seed: int
 ) -> StageOutput:
     """Train the heads of one group of branches.
 
@@ -225,6 +226,7 @@ def grow_branches(
         samples: Files of `cut_sample`, in the order of the buckets.
         group: The group.
         branches: File of `train_index`.
+        max_rows: Most rows that one branch is trained on: those with the lowest hashes, a uniform sample of it.
         seed: Of every random choice; each branch draws from its own.
 
     Returns:
@@ -238,7 +240,7 @@ def grow_branches(
     grown = []
     for branch in np.flatnonzero(groups == group):
         own = np.random.SeedSequence([seed, int(branch)]).generate_state(1)[0] >> 1
-        rows = vectors[of_row == branch].astype(np.float32)
+        rows = vectors[np.flatnonzero(of_row == branch)[:max_rows]].astype(np.float32)
         heads, sizes = train_branch(rows, centroids[branch], num_lists=int(wanted[branch]), seed=int(own))
         grown.append((heads, np.full(len(heads), branch), sizes))
     schema = _tree_schema(centroids.shape[1], "branch", "sample_rows")
@@ -315,10 +317,12 @@ def load_binarizer(store: Store, folder: str) -> Binarizer:
 
 
 def _load_layout(store: Store, files: dict[str, FileRef]) -> TrainedLayout:
-    table = read_columns(store, files["layout"].path)
-    branches = to_matrix(read_columns(store, files["branches"].path, ["head"])["head"])
+    # Byte ranges instead of decoding: a decoded column of a million heads takes five times their size for a moment.
+    heads = RawFile(store, files["layout"], ["head"]).read_all("head").view(np.float32)
+    table = read_columns(store, files["layout"].path, ["branch", "segment"])
+    branches = to_matrix(read_columns(store, files["branches"].path, ["head"])["head"]).astype(np.float32)
     starts = np.searchsorted(table["branch"].to_numpy(), np.arange(len(branches) + 1))
-    tree = BranchedHeads(to_matrix(table["head"]).astype(np.float32), branches.astype(np.float32), starts)
+    tree = BranchedHeads.of(heads, branches, starts)
     binarizer = load_binarizer(store, _folder_of(files["binarizer"]))
     return TrainedLayout(binarizer, tree, table["segment"].to_numpy())
 

@@ -27,6 +27,8 @@ __all__ = [
 
 MIN_TRAIN_ROWS = 20_000
 """A covariance of d dimensions wants many times d rows."""
+ROWS_PER_BRANCH = 32
+"""Sample rows that a branch's centroid needs at least."""
 GROUP_ROWS = 16_384
 """Sample rows of the branches that one task grows, about: bounds its memory."""
 
@@ -60,14 +62,15 @@ def sample_rows(num_vectors: int, layout: LayoutConfig) -> int:
 
 
 def grown_rows(num_vectors: int, layout: LayoutConfig) -> int:
-    """Rows that the heads are trained on, over all branches."""
+    """Rows that the heads are trained on, over all branches: at most `max_train_rows` for a branch, on average."""
     lists = postings.list_count(num_vectors, layout.rows_per_list)
-    return min(num_vectors, lists * layout.train_rows_per_list)
+    branches = branch_count(lists, layout.max_train_rows)
+    return min(num_vectors, lists * layout.train_rows_per_list, branches * layout.max_train_rows)
 
 
-def branch_count(num_lists: int, num_rows: int, layout: LayoutConfig) -> int:
+def branch_count(num_lists: int, num_rows: int) -> int:
     """Branches for a number of lists: as many as each has lists, if the sample has rows enough to train them."""
-    return max(1, min(round(math.sqrt(num_lists)), num_rows // layout.train_rows_per_list))
+    return max(1, min(round(math.sqrt(num_lists)), num_rows // ROWS_PER_BRANCH))
 
 
 def train_trunk(
@@ -89,7 +92,7 @@ def train_trunk(
     """
     fitted = fit_binarizer(sample, config=binarizer, rng=np.random.default_rng(seed))
     num_lists = postings.list_count(num_vectors, layout.rows_per_list)
-    wanted = branch_count(num_lists, len(sample), layout)
+    wanted = branch_count(num_lists, len(sample))
     branches = clustering.train_centroids(sample, num_lists=wanted, seed=seed)
     branches = branches[clustering.order_depth_first(branches)]
     sizes = np.bincount(clustering.assign(sample, branches)[0], minlength=len(branches))

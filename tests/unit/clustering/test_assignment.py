@@ -83,7 +83,7 @@ def tree_of(num_branches: int, d: int, seed: int) -> BranchedHeads:
     sizes = rng.integers(1, 12, num_branches)
     heads = np.repeat(branches, sizes, axis=0)
     heads = heads + np.float32(0.3) * rng.standard_normal(heads.shape).astype(np.float32)
-    return BranchedHeads(heads.astype(np.float32), branches, np.concatenate([[0], np.cumsum(sizes)]))
+    return BranchedHeads.of(heads.astype(np.float32), branches, np.concatenate([[0], np.cumsum(sizes)]))
 
 
 def plainly(x: np.ndarray, tree: BranchedHeads) -> list[int]:

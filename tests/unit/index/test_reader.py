@@ -81,7 +81,9 @@ def built(tmp_path_factory):
         cut_sample(store, source, b, branches, share=1.0).files["sample"] for b in range(cache.buckets)
     ]
     groups = range(int(trunk.numbers["groups"]))
-    grown = [grow_branches(store, samples, g, branches, seed=seed).files["heads"] for g in groups]
+    grown = [
+        grow_branches(store, samples, g, branches, max_rows=10_000, seed=seed).files["heads"] for g in groups
+    ]
     trained = finish_layout(
         store, trunk.files, grown, num_vectors=len(names), segment_rows=layout.segment_rows
     )

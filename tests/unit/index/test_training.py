@@ -35,10 +35,11 @@ def test_lists_are_shared_out_in_proportion_and_every_branch_has_one(total, size
 def test_the_capped_sample_bounds_the_first_level_and_not_the_second():
     layout = LayoutConfig(max_train_rows=10_000, train_rows_per_list=50, rows_per_list=100)
     assert sample_rows(10_000_000, layout) == 10_000
-    assert grown_rows(10_000_000, layout) == 5_000_000
+    assert grown_rows(10_000_000, layout) == 312 * 10_000
     assert sample_rows(3_000, layout) == 3_000
-    assert branch_count(100_000, 10_000, layout) == 200
-    assert branch_count(1, 10_000, layout) == 1
+    assert branch_count(100_000, 10_000) == 312
+    assert branch_count(100_000, 1_000) == 31
+    assert branch_count(1, 10_000) == 1
 
 
 def test_a_trunk_has_neighbouring_branches_in_groups_and_every_list_in_a_branch():

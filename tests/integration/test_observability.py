@@ -171,7 +171,13 @@ def test_every_line_of_a_run_names_run_stage_shard_and_attempt(log, tmp_path):
 def test_figures_of_any_corpus_and_reason_are_taken(tmp_path):
     (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "one"}\n{"_id": "b", "text"\n')
     content = settings(tmp_path / "root", tmp_path / "corpus.jsonl")
-    content["corpus"] |= {"name": "Bücher №1", "format": "jsonl", "text": ["text"], "attributes": [], "error_budget": 1}
+    content["corpus"] |= {
+        "name": "Bücher №1",
+        "format": "jsonl",
+        "text": ["text"],
+        "attributes": [],
+        "error_budget": 1,
+    }
     ledger = Ledger()
     assert run_on(configured(tmp_path, content), ledger)["documents"] == 1
     assert [reason.isascii() for reason in ledger.dead_letters] == [False]

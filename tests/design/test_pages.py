@@ -21,9 +21,10 @@ def named_tests() -> list[tuple[str, str]]:
     """File and beginning of the name of each test that the crash matrix names; `…` stands for the file named before."""
     found, file = [], ""
     for path, name in re.findall(
-        r"`(…|[a-z_/]+\.py)(?:::(test_\w+)…?(?:\[[^`]*\])?)?`", section(ARCHITECTURE, "When something dies")
+        r"`((?:…|[a-z_/]+\.py)?)(?:::(test_\w+)…?(?:\[[^`]*\])?)?`",
+        section(ARCHITECTURE, "When something dies"),
     ):
-        file = file if path == "…" else path
+        file = file if path in {"…", ""} else path
         found.append((file, name))
     return found
 

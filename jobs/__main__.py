@@ -4,7 +4,13 @@ import typer
 
 from jobs import gc, plan, redrive, report, rollback, run, search, status, verify
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (run, redrive, plan, status, report, search, verify, rollback, gc)
+}
+"""Modules of the subcommands by name, in the order of the help."""
 
 
 def main() -> None:
@@ -16,8 +22,8 @@ def main() -> None:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
     )
-    for module in (run, redrive, plan, status, report, search, verify, rollback, gc):
-        app.command(module.__name__.rpartition(".")[2])(module.command)
+    for name, module in COMMANDS.items():
+        app.command(name)(module.command)
     app()
 
 

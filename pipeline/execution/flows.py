@@ -103,9 +103,7 @@ def run(
     store = spec.open()
     before = read_alias(store)
     prepared = _prepare(config, store, ledger)
-    same = None if begin or not is_held(store) else _unchanged_release(store, read_alias(store), prepared)
-    if same is not None:
-        # True at this moment, and nothing is written: as if this run had come before the one that holds the root.
+    if begin is None and (same := _unchanged_while_held(store, prepared)) is not None:
         return _unchanged(same, time.perf_counter() - start)
     with hold_root(store, "run", config.lease) as lease:
         started_at = read_alias(store)
@@ -179,6 +177,14 @@ def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepar
     current = read_release(store, alias.release)
     same = current.summary.get("inputs") == prepared.inputs
     return current if same and files_are_there(store, current) else None
+
+
+def _unchanged_while_held(store: Store, prepared: _Prepared) -> ReleaseRecord | None:
+    """The same where another job holds the root; None where nobody does.
+
+    True at this moment, and nothing is written: as if this run had come before the one that holds the root.
+    """
+    return _unchanged_release(store, read_alias(store), prepared) if is_held(store) else None
 
 
 @contextmanager

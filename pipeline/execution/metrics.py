@@ -8,7 +8,7 @@ textfile of `strata status` (`textfile`).
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["METRICS", "Metric", "Metrics", "NoMetrics", "RayMetrics", "exported_names"]
+__all__ = ["METRICS", "Metric", "Metrics", "NoMetrics", "RayMetrics", "exported_names", "label_value"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ def exported_names() -> frozenset[str]:
     return frozenset(f"ray_{m.name}{part}" for m in DECLARED for part in parts.get(m.kind, ("",)))
 
 
+def label_value(text: str) -> str:
+    """A text as the value of a label: Ray takes ASCII alone, and ends whoever gives it anything else with an exception."""
+    return text.replace("…", "...").encode("ascii", "xmlcharrefreplace").decode()
+
+
 class Metrics(Protocol):
     """Where figures go."""
 
@@ -87,11 +92,12 @@ class RayMetrics:
     """
 
     def __init__(self, corpus: str) -> None:
-        self._corpus = {"corpus": corpus}
+        self._corpus = corpus
         self._declared = {metric.name: _declare(metric) for metric in DECLARED}
 
     def record(self, name: str, value: float = 1.0, **labels: str) -> None:
-        declared, tags = self._declared[name], self._corpus | labels
+        declared = self._declared[name]
+        tags = {label: label_value(text) for label, text in {"corpus": self._corpus, **labels}.items()}
         match METRICS[name].kind:
             case "gauge":
                 declared.set(value, tags)

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Gauge, write_to_textfile
 from pipeline.artifacts import RunRecord
 from pipeline.config import Config
 from pipeline.errors import ConfigError
+from pipeline.execution.metrics import label_value
 
 __all__ = ["TEXTFILE_METRICS", "write_textfile"]
 
@@ -52,7 +53,7 @@ def write_textfile(path: Path, config: Config, release: int | None, runs: Sequen
     registry = CollectorRegistry()
     for name, value in _values(config, release, runs).items():
         gauge = Gauge(name, TEXTFILE_METRICS[name], ["corpus"], registry=registry)
-        gauge.labels(corpus=config.corpus.identity).set(value)
+        gauge.labels(corpus=label_value(config.corpus.identity)).set(value)
     try:
         write_to_textfile(str(path), registry)
     except OSError as error:

@@ -95,7 +95,7 @@ class Task:
         """Which slice of the stage's work this is, for people: `shard 3`, `bucket 0`; None where the task is the stage."""
         if not isinstance(self.inputs, dict):
             return None
-        for kind in ("shard", "bucket", "segment", "unit"):
+        for kind in ("shard", "bucket", "group", "segment", "unit"):
             if kind in self.inputs:
                 return f"{kind} {_number(self.inputs[kind])}"
         return None

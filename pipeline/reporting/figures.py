@@ -3,9 +3,9 @@
 Summaries of earlier versions of strata lack newer figures; every field of `Measured` has a default that says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,21 @@ __all__ = [
 ]
 
 
-STAGES = ("plan", "start", "read", "merge", "embed", "train", "place", "build", "judge", "curve", "compare")
-"""In order of time: a summary at rest has its keys sorted."""
+V = TypeVar("V")
+
+PARTS = ("plan", "start", "read", "merge", "embed", "train", "place", "build", "judge", "curve", "compare")
+"""Parts of a run that are timed, in order of time: a summary at rest has its keys sorted."""
+KINDS = (
+    "read", "merge", "units", "encode", "given", "condemned", "train", "cut", "grow", "place", "build", "queries", "exact",
+    "driver",
+)  # fmt: skip
+"""Tasks whose memory is measured, in order of time; the driver beside them."""
 
 
-def _order(stage: str) -> tuple[int, str]:
-    return (STAGES.index(stage) if stage in STAGES else len(STAGES), stage)
+def _in_order(found: Mapping[str, V], order: Sequence[str]) -> dict[str, V]:
+    """Names that the order does not have come last."""
+    places = {name: place for place, name in enumerate(order)}
+    return dict(sorted(found.items(), key=lambda item: (places.get(item[0], len(order)), item[0])))
 
 
 class _Lenient(BaseModel):
@@ -156,12 +165,12 @@ class Figures:
     def stage_seconds(self) -> dict[str, float]:
         """Seconds of each stage, in order of time, without their sum."""
         found = {stage: s for stage, s in self.measured.seconds.items() if stage != "total"}
-        return dict(sorted(found.items(), key=lambda item: _order(item[0])))
+        return _in_order(found, PARTS)
 
     @property
     def stage_memory(self) -> dict[str, StageMemory]:
         """Memory of each stage, in order of time."""
-        return dict(sorted(self.measured.memory_by_stage.items(), key=lambda item: _order(item[0])))
+        return _in_order(self.measured.memory_by_stage, KINDS)
 
     @property
     def stage_rows(self) -> dict[str, int]:

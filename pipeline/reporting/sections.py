@@ -304,8 +304,9 @@ def _task_pairs(figures: Figures) -> Iterator[tuple[str, str]]:
     yield "done before and reused", count(m.tasks_reused)
     if m.tasks_retried is not None:
         yield "retried", count(m.tasks_retried)
-    yield "peak memory of a task", _beside(m.task_memory_mb, m.estimate.get("task_memory_mb"), "MB")
-    yield "peak memory of an encoder", _beside(m.actor_memory_mb, m.estimate.get("actor_memory_mb"), "MB")
+    if not m.memory_by_stage:
+        yield "peak memory of a task", _beside(m.task_memory_mb, m.estimate.get("task_memory_mb"), "MB")
+        yield "peak memory of an encoder", _beside(m.actor_memory_mb, m.estimate.get("actor_memory_mb"), "MB")
     yield "bytes written or reused", _beside_bytes(m.bytes, m.estimate.get("bytes"))
     yield "time", _beside(m.seconds.get("total"), m.estimate.get("seconds"), "s")
 

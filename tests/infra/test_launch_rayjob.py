@@ -21,7 +21,7 @@ RUNS = "Job entrypoint command failed with exit code {}, last available logs (tr
 
 
 class ApiServer:
-    """RayJobs in memory; a job that is created goes through `script`, one status each time somebody looks."""
+    """RayJobs in memory; a job that is created goes through `script`, one status, or code of a failure, at each look."""
 
     def __init__(self):
         (template,) = [d for d in built("default") if d["kind"] == "RayJob"]
@@ -68,7 +68,10 @@ class ApiServer:
         if name not in self.rayjobs:
             return 404, {"message": f"rayjobs {name} not found"}
         if name in self.created and self.script:
-            self.rayjobs[name]["status"] = self.script.pop(0)
+            status = self.script.pop(0)
+            if isinstance(status, int):
+                return status, {}
+            self.rayjobs[name]["status"] = status
         return 200, self.rayjobs[name]
 
     def post(self, body):
@@ -199,14 +202,10 @@ def test_a_retry_is_a_new_attempt_with_the_time_that_is_left(api, tmp_path):
 
 
 def test_an_api_server_that_is_away_for_a_moment_is_waited_for(api, tmp_path):
-    api.script = [_status("Running", "RUNNING"), _status("Complete", "SUCCEEDED")]
-    process = _process(api, tmp_path)
-    deadline = time.monotonic() + 30
-    while not api.created and time.monotonic() < deadline:
-        time.sleep(0.001)
-    api.failures = [500, 503]
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    api.script = [_status("Running", "RUNNING"), 500, 503, _status("Complete", "SUCCEEDED")]
+    code, err = _launch(api, tmp_path)
+    assert code == 0, err
+    assert [name for name in ("500", "503") if f"HTTP Error {name}" in err] == ["500", "503"]
 
 
 @pytest.mark.parametrize(("failure", "code"), [(403, 78), (503, 75)])

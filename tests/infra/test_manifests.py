@@ -11,7 +11,7 @@ from pipeline.execution.cluster import NodeShape, Request, check_request
 from tests.infra.manifests import KUBERAY, TYPES, built, core_object_problems, pod_specs, problems, quantity
 
 FOLDERS = ("default", "once", "raycronjob", "overlays/example")
-JOBS = {"run", "gc", "verify", "plan", "status", "search"}
+JOBS = {"run", "redrive", "gc", "verify", "plan", "status", "search"}
 MB = 2**20
 
 

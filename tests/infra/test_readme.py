@@ -10,8 +10,6 @@ from tests.infra.manifests import built
 
 INFRA = Path(__file__).resolve().parents[2] / "infra"
 TEXT = (INFRA / "README.md").read_text()
-OF_ANOTHER_PART = {"dashboards", "alerts"}
-"""Folders that this page links to and that may come later."""
 
 
 def test_every_path_exists():
@@ -19,7 +17,7 @@ def test_every_path_exists():
     assert len(named) > 5
     for path in named:
         assert (INFRA.parent / path).exists(), path
-    for link in set(re.findall(r"\]\(([^)]+)\)", TEXT)) - OF_ANOTHER_PART:
+    for link in set(re.findall(r"\]\(([^)]+)\)", TEXT)):
         assert (INFRA / link).exists(), link
     for folder in re.findall(r"`((?:kuberay|components)/[a-z/-]+)`", TEXT):
         assert (INFRA / folder).exists() or (INFRA / "kuberay" / folder).exists(), folder

@@ -150,7 +150,8 @@ def test_every_line_of_a_run_names_run_stage_shard_and_attempt(log, tmp_path):
         [line["stage"] for line in lines if line["event"] == f"stage_{what}"]
         for what in ("started", "finished")
     )
-    assert started == finished == ["read", "merge", "units", "encode", "train", "place", "build", "exact"]
+    kinds = ["read", "merge", "units", "encode", "train", "cut", "grow", "place", "build", "exact"]
+    assert started == finished == kinds
 
     workers = worker_lines(under_way.run)
     assert len(workers) == sum(figures.done for figures in ledger.stages.values())
@@ -164,3 +165,19 @@ def test_every_line_of_a_run_names_run_stage_shard_and_attempt(log, tmp_path):
     assert (read.tasks, read.done, read.reused, read.retried, read.rows) == (2, 2, 0, 0, 503)
     assert ledger.stages["encode"].peak_memory_mb > 50
     assert dict(ledger.dead_letters) == {"duplicate": 3}
+
+
+@pytest.mark.usefixtures("runner")
+def test_figures_of_any_corpus_and_reason_are_taken(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "a", "text": "one"}\n{"_id": "b", "text"\n')
+    content = settings(tmp_path / "root", tmp_path / "corpus.jsonl")
+    content["corpus"] |= {
+        "name": "Bücher №1",
+        "format": "jsonl",
+        "text": ["text"],
+        "attributes": [],
+        "error_budget": 1,
+    }
+    ledger = Ledger()
+    assert run_on(configured(tmp_path, content), ledger)["documents"] == 1
+    assert [reason.isascii() for reason in ledger.dead_letters] == [False]

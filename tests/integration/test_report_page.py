@@ -26,7 +26,13 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ROWS = 600
 HOSTILE = "<script>console.error('escaped?')</script>&\"'"
 PLOTS = ("recall-curve", "list-sizes", "levels", "bytes", "stages", "memory", "history")
-MEMORY = {"read": StageMemory(estimate_mb=395, peak_mb=361.2), "train": StageMemory(peak_mb=402)}
+MEMORY = {
+    "driver": StageMemory(estimate_mb=230, peak_mb=126),
+    "grow": StageMemory(estimate_mb=212, peak_mb=83),
+    "read": StageMemory(estimate_mb=395, peak_mb=361.2),
+    "train": StageMemory(peak_mb=402),
+}
+"""With sorted keys, as in a summary at rest."""
 
 
 @pytest.fixture(scope="module")
@@ -194,7 +200,10 @@ def test_lists_bytes_and_stages_are_shown(read, figures):
     assert read.table("Memory of the largest task")[1:] == [
         ("read", "395", "361"),
         ("train", NOT_KNOWN, "402"),
+        ("grow", "212", "83"),
+        ("driver", "230", "126"),
     ]
+    assert not any(name.startswith("peak memory") for name, _ in read.table("Tasks"))
 
 
 def test_money_is_shown_only_at_a_configured_price(read, figures):

@@ -57,8 +57,11 @@ def test_a_run_that_loses_a_worker_of_every_kind_ends_in_the_same_bytes(tmp_path
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
-    killed = [stage for stage in VICTIMS if _kill_in(stage, driver, root)]
-    out, err = driver.communicate(timeout=DEADLINE_SECONDS)
+    try:
+        killed = [stage for stage in VICTIMS if _kill_in(stage, driver, root)]
+        out, err = driver.communicate(timeout=DEADLINE_SECONDS)
+    finally:
+        driver.kill()
     assert driver.returncode == 0, err
     assert killed == list(VICTIMS)
     summary = summary_of(subprocess.CompletedProcess([], 0, out, err))

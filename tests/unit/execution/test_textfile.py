@@ -1,6 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline.config import Config, CorpusConfig, EncoderConfig, GatesConfig
+from pipeline.execution.metrics import label_value
 from pipeline.execution.textfile import TEXTFILE_METRICS, write_textfile
 from tests.unit.release.test_runs import record
 
@@ -29,6 +30,11 @@ def finished(n):
 
 def failed(n):
     return record(n, status="failed").model_copy(update={"exit_code": 65, "seconds": 9.0})
+
+
+def test_labels_are_those_of_the_live_series():
+    assert label_value('C:\\ "wiki"') == 'C:\\ "wiki"'
+    assert label_value("Bücher … №1") == "B&#252;cher ... &#8470;1"
 
 
 def test_every_figure_of_a_successful_run_is_there(tmp_path):

@@ -47,7 +47,7 @@ def test_a_trunk_has_neighbouring_branches_in_groups_and_every_list_in_a_branch(
     trunk = train_trunk(
         unit(2000), num_vectors=100_000, layout=layout, binarizer=BinarizerConfig(bytes=8), seed=3
     )
-    assert len(trunk.branches) == len(trunk.lists) == len(trunk.groups) == 71
+    assert len(trunk.branches) == len(trunk.lists) == len(trunk.groups) == 62
     assert trunk.lists.sum() == 5000
     assert (np.diff(trunk.groups) >= 0).all()
     assert trunk.groups[0] == 0

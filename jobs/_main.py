@@ -58,7 +58,7 @@ def _outcome(work: Callable[[], dict[str, Any]]) -> int:
 
 def exit_code_of(error: BaseException) -> int:
     """Exit code of a job that ends with this error."""
-    match error:
+    match _stop_behind(error) or error:
         case PipelineError():
             return error.exit_code
         case KeyboardInterrupt():
@@ -69,7 +69,16 @@ def exit_code_of(error: BaseException) -> int:
             return FAILED
 
 
+def _stop_behind(error: BaseException) -> BaseException | None:
+    """The signal that an error came of: native code turns an exception raised in it into a SystemError."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, KeyboardInterrupt | _TerminatedError):
+        found = found.__cause__ or found.__context__
+    return found
+
+
 def _failure(error: BaseException, code: int) -> dict[str, Any]:
+    error = _stop_behind(error) or error
     name, message = type(error).__name__.strip("_"), str(error)
     if code in (INTERRUPTED, TERMINATED):
         message = "stopped; finished work is kept: run the same command again to go on"

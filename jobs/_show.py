@@ -10,7 +10,7 @@ from rich.table import Table
 from pipeline.artifacts import RunRecord
 from pipeline.config import Config
 
-__all__ = ["run_line", "show_pairs", "show_redrive", "show_run", "show_runs"]
+__all__ = ["run_line", "show_pairs", "show_redrive", "show_run", "show_runs", "show_status"]
 
 SHOWN_CHARS = 110
 
@@ -134,6 +134,26 @@ def show_pairs(pairs: Mapping[str, Any]) -> None:
     for name, value in pairs.items():
         table.add_row(name, _value_text(value))
     Console(stderr=True, highlight=False).print(table)
+
+
+def show_status(summary: Mapping[str, Any]) -> None:
+    """Print what is published and who holds the root."""
+    lease = summary["lease"]
+    holder = "nobody"
+    if lease is not None:
+        who = f"strata {lease['job']}, pid {lease['pid']} on {lease['host']}, since {lease['since']}"
+        holder = f"{who}; last beat {lease['last_beat'] or 'none'}"
+    show_pairs(
+        {name: summary[name] for name in ("root", "release", "index", "documents", "created")}
+        | {"held by": holder, "unfinished plans": len(summary["unfinished_plans"])}
+    )
+    table = Table("release", "created", "documents", "state", box=None)
+    for found in summary["releases"]:
+        states = [name for name in ("published", "withdrawn", "retired") if found[name]]
+        state = "current" if found["release"] == summary["release"] else ", ".join(states) or "not published"
+        table.add_row(str(found["release"]), found["created"], str(found["documents"]), state)
+    if summary["releases"]:
+        Console(stderr=True, highlight=False).print(table)
 
 
 def _value_text(value: Any) -> str:

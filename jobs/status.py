@@ -29,7 +29,7 @@ def command(
     """Say what is published, what came before it, what is unfinished, who holds the root, and how the last runs went."""
 
     def work() -> dict[str, object]:
-        from jobs._show import run_line, show_pairs, show_runs
+        from jobs._show import run_line, show_runs, show_status
         from pipeline.config import load_config
         from pipeline.release import describe, read_runs
         from pipeline.storage import open_store
@@ -37,7 +37,7 @@ def command(
         config = load_config(conf, tuple(overrides))
         store = open_store(config.root, config.storage)
         summary, runs = describe(store), read_runs(store, last=RUNS_READ)
-        show_pairs(summary)
+        show_status(summary)
         show_runs(runs[-RUNS_SHOWN:])
         if metrics is not None:
             from pipeline.execution.textfile import write_textfile

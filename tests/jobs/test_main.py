@@ -1,0 +1,31 @@
+"""Exit codes of jobs that are stopped while native code runs."""
+
+import pytest
+
+from jobs._main import _TerminatedError, exit_code_of
+from pipeline.errors import StorageUnavailableError
+
+
+def _behind(stop, kind):
+    """An error that native code made of a stop, or that a handler raised over it."""
+    try:
+        try:
+            raise stop
+        except BaseException as inner:
+            if kind == "cause":
+                raise SystemError("returned a result with an exception set") from inner
+            raise StorageUnavailableError("place", "no answer")  # noqa: B904  (the context is what is tested)
+    except Exception as error:
+        return error
+
+
+@pytest.mark.parametrize("kind", ["cause", "context"])
+@pytest.mark.parametrize(("stop", "code"), [(KeyboardInterrupt(), 130), (_TerminatedError(), 143)])
+def test_an_error_that_a_signal_caused_has_the_exit_code_of_the_signal(stop, code, kind):
+    assert exit_code_of(stop) == code
+    assert exit_code_of(_behind(stop, kind)) == code
+
+
+def test_other_errors_keep_their_codes():
+    assert exit_code_of(StorageUnavailableError("place", "no answer")) == 75
+    assert exit_code_of(ValueError("a defect")) == 1

@@ -58,15 +58,10 @@ def _outcome(work: Callable[[], dict[str, Any]]) -> int:
 
 def exit_code_of(error: BaseException) -> int:
     """Exit code of a job that ends with this error."""
-    match _stop_behind(error) or error:
-        case PipelineError():
-            return error.exit_code
-        case KeyboardInterrupt():
-            return INTERRUPTED
-        case _TerminatedError():
-            return TERMINATED
-        case _:
-            return FAILED
+    stop = _stop_behind(error)
+    if stop is not None:
+        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else TERMINATED
+    return error.exit_code if isinstance(error, PipelineError) else FAILED
 
 
 def _stop_behind(error: BaseException) -> BaseException | None:

@@ -181,9 +181,15 @@ def show_runs(records: Sequence[RunRecord]) -> None:
     """Print how the last runs went."""
     if not records:
         return
-    table = Table("run", "started", "status", "seconds", "release", "documents", "error", box=None)
+    table = Table(box=None)
+    for name in ("run", "started", "status", "seconds", "release", "documents"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("error", overflow="fold")
     for record in records:
-        line = run_line(record)
+        line = run_line(record) | {
+            "started": f"{record.started:%Y-%m-%d %H:%M}",
+            "seconds": round(record.seconds),
+        }
         names = ("run", "started", "status", "seconds", "release", "documents", "message")
         table.add_row(*(escape(str(line[name] if line[name] is not None else "")) for name in names))
     Console(stderr=True, highlight=False).print(table)

@@ -25,6 +25,10 @@ from pipeline.storage import canonical_json, open_store
 __all__ = ["RunUnderWay", "recorded"]
 
 
+SIGNALLED = 128
+"""Exit codes above it are those of signals, as shells have them."""
+
+
 @dataclass
 class RunUnderWay:
     """What its record will say."""
@@ -58,7 +62,7 @@ def recorded(config: Config, exit_code_of: Callable[[BaseException], int]) -> It
             yield under_way
         except BaseException as error:
             code = exit_code_of(error)
-            status: Literal["failed", "stopped"] = "failed" if isinstance(error, Exception) else "stopped"
+            status: Literal["failed", "stopped"] = "stopped" if code > SIGNALLED else "failed"
             _keep(config, _record(under_way, status, code, error))
             event = "run_failed" if status == "failed" else "run_stopped"
             # Why is told once, where the job ends.

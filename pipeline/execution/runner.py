@@ -14,7 +14,7 @@ from typing import Any, Protocol, Self
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.embedding.bisecting import check_works
 from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
-from pipeline.errors import PipelineError, TransientError
+from pipeline.errors import TransientError
 from pipeline.execution.attempts import perform_attempt, perform_logged, report_failure, with_failures
 from pipeline.execution.cluster import NodeShape, Request, check_request, cores, node_shapes, start
 from pipeline.execution.logs import bound_run
@@ -240,14 +240,19 @@ class _Shared:
     """Shared arguments in the object store, each mapping once."""
 
     def __init__(self) -> None:
-        self._references: dict[int, Any] = {}
+        # Each mapping beside its reference: while it is held, no other one gets its id.
+        self._references: dict[int, tuple[Mapping[str, Any], Any]] = {}
 
     def of(self, task: Task) -> Any:
+        """The task's shared arguments, or Ray's reference of them."""
         import ray
 
-        if id(task.shared) not in self._references:
-            self._references[id(task.shared)] = ray.put(task.shared)
-        return self._references[id(task.shared)]
+        shared = task.shared
+        if not shared:
+            return shared
+        if id(shared) not in self._references:
+            self._references[id(shared)] = (shared, ray.put(shared))
+        return self._references[id(shared)][1]
 
 
 class _EncoderActor:
@@ -295,6 +300,6 @@ def _outcome(reference: Any, task: Task) -> Done:
     """A task's result, with what went wrong before it; a failure for good is reported."""
     try:
         return with_failures(result_of(reference), reference, task)
-    except PipelineError as error:
+    except Exception as error:
         report_failure(error, reference, task)
         raise

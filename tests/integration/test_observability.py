@@ -15,10 +15,11 @@ from pipeline.artifacts import StageOutput
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.errors import DataError, StorageUnavailableError, TransientError
 from pipeline.execution.attempts import NOTES, WORKER_LOST
+from pipeline.execution.encoders import EncoderSpec
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.logs import ON_EVERY_LINE, configure_logging
 from pipeline.execution.recording import recorded
-from pipeline.execution.runner import EncoderSpec, RayRunner
+from pipeline.execution.runner import RayRunner
 from pipeline.execution.work import StoreSpec, Task
 from pipeline.storage import open_store
 from pipeline.tables import write_table

@@ -11,7 +11,8 @@ import ray
 from pipeline.artifacts import StageOutput
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.errors import ConfigError, DataError, TransientError
-from pipeline.execution.runner import EncoderSpec, RayRunner, _Shared
+from pipeline.execution.encoders import EncoderSpec
+from pipeline.execution.runner import RayRunner, _Shared
 from pipeline.execution.work import StoreSpec, Task
 from pipeline.storage import Store, open_store
 from pipeline.tables import write_table

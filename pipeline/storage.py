@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, Protocol, TypeVar
 
 import tenacity
 
+from pipeline.artifacts import FileRef
 from pipeline.config import StorageConfig
 from pipeline.errors import (
     ConfigError,
@@ -43,13 +44,17 @@ __all__ = [
     "Store",
     "adopt_file",
     "canonical_json",
+    "exists",
     "is_remote",
+    "is_whole",
     "open_store",
     "sha256_of_file",
+    "side_by_side",
     "split_uri",
 ]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 COALESCE_GAP_BYTES = 64 * 1024
 """Two ranges nearer than this are one request on S3: reads below ~100 KB cost the same there."""
@@ -61,6 +66,9 @@ REFRESH_AGE = timedelta(hours=1)
 
 ACCESS_SECONDS = 8.0
 """How long a refused request is tried again: new rights and rotated keys take seconds to reach every server of a store."""
+
+REQUESTS_AT_ONCE = 16
+"""Small requests wait for the store, not for the processor."""
 
 PART_BYTES = 50 * 1024 * 1024
 MAX_PARTS = 10_000
@@ -207,11 +215,33 @@ def adopt_file(store: Store, local: Path, folder: str, suffix: str) -> tuple[str
 
 
 def _is_present(store: Store, path: str, size: int) -> bool:
+    found = _find(store, path)
+    return found is not None and found.size == size and datetime.now(UTC) - found.modified < REFRESH_AGE
+
+
+def _find(store: Store, path: str) -> ObjectInfo | None:
+    """What the store says of an object; None where there is none."""
     try:
-        found = store.head(path)
+        return store.head(path)
     except MissingFileError:
-        return False
-    return found.size == size and datetime.now(UTC) - found.modified < REFRESH_AGE
+        return None
+
+
+def exists(store: Store, path: str) -> bool:
+    """Whether there is an object."""
+    return _find(store, path) is not None
+
+
+def is_whole(store: Store, ref: FileRef) -> bool:
+    """Whether there is an object of the recorded size."""
+    found = _find(store, ref.path)
+    return found is not None and found.size == ref.bytes
+
+
+def side_by_side(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Results of small requests made at once, in the order of the items."""
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
+        return list(pool.map(call, items))
 
 
 # ------------------------------------------------------------------------------------------------ local disk
@@ -778,8 +808,4 @@ class Log:
 
     def has(self, seq: int) -> bool:
         """Whether there is an entry of this number."""
-        try:
-            self._store.head(self.path(seq))
-        except MissingFileError:
-            return False
-        return True
+        return exists(self._store, self.path(seq))

@@ -18,7 +18,6 @@ condemns nothing that was redriven meanwhile.
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +31,7 @@ from pipeline.embedding.bisecting import Condemned, encode_around
 from pipeline.embedding.encoder import TextEncoder
 from pipeline.errors import CorruptArtifactError, MissingFileError
 from pipeline.schemas import TEXT_HASH, embeddings_schema
-from pipeline.storage import Log, Store, canonical_json
+from pipeline.storage import Log, Store, canonical_json, exists, is_whole, side_by_side
 from pipeline.tables import RawFile, hash_keys, read_bucket, read_columns, vector_array, write_table
 
 __all__ = [
@@ -58,8 +57,6 @@ ROWS_PER_BUCKET = 65_536
 MAX_BUCKETS = 4096
 GIVEN_FILE_ROWS = 16_384
 """Rows of one file of ready-made vectors."""
-REQUESTS_AT_ONCE = 16
-"""Small requests wait for the store, not for the processor."""
 
 UNIT_SCHEMA = pa.schema(
     [pa.field("text_hash", TEXT_HASH, nullable=False), pa.field("text", pa.string(), nullable=False)]
@@ -154,8 +151,7 @@ def condemned_texts(store: Store, cache: Cache) -> dict[int, pa.Table]:
     def find(bucket: int) -> pa.Table:
         return _condemned(store, cache, cache.log(store, bucket).entries())
 
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return dict(enumerate(pool.map(find, range(cache.buckets))))
+    return dict(enumerate(side_by_side(find, range(cache.buckets))))
 
 
 def read_redrives(store: Store, encoder: str) -> Redrives:
@@ -190,11 +186,7 @@ def finish_redrive(store: Store, encoder: str, number: int) -> None:
 
 def is_redrive_finished(store: Store, encoder: str, number: int) -> bool:
     """Whether the run after a redrive came to its end."""
-    try:
-        store.head(_end_path(encoder, number))
-    except MissingFileError:
-        return False
-    return True
+    return exists(store, _end_path(encoder, number))
 
 
 def _end_path(encoder: str, number: int) -> str:
@@ -210,11 +202,9 @@ def cached_bytes(store: Store, encoder: str) -> int:
     cache = find_cache(store, encoder)
     if cache is None:
         return 0
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        entries = pool.map(lambda bucket: cache.log(store, bucket).entries(), range(cache.buckets))
-        files = [entry["file"] for bucket in entries for entry in bucket if "file" in entry]
-        sizes = {file["path"]: int(file["bytes"]) for file in files}
-    return sum(sizes.values())
+    entries = side_by_side(lambda bucket: cache.log(store, bucket).entries(), range(cache.buckets))
+    files = [entry["file"] for bucket in entries for entry in bucket if "file" in entry]
+    return sum({file["path"]: int(file["bytes"]) for file in files}.values())
 
 
 def plan_units(
@@ -408,7 +398,7 @@ def _log(store: Store, cache: Cache, bucket: int, entry: dict[str, Any]) -> None
 def _files(store: Store, entries: Sequence[dict[str, Any]]) -> Iterator[RawFile]:
     """Files that the log names; one that is gone or cut short holds no vectors, and its texts are encoded again."""
     for ref in _named(entries, "file"):
-        if _is_there(store, ref):
+        if is_whole(store, ref):
             yield RawFile(store, ref, ["text_hash", "embedding"])
 
 
@@ -418,7 +408,7 @@ def _condemned(store: Store, cache: Cache, entries: Sequence[dict[str, Any]]) ->
     for entry in reversed([entry for entry in entries if "condemned" in entry]):
         ref = FileRef.model_validate(entry["condemned"])
         later = cache.redrives[entry["generation"] :]
-        if () not in later and _is_there(store, ref):
+        if () not in later and is_whole(store, ref):
             table = read_columns(store, ref.path)
             forgotten = pa.array([reason for reasons in later for reason in reasons], pa.string())
             tables.append(table.filter(pc.invert(pc.is_in(table["reason"], forgotten))))
@@ -428,13 +418,6 @@ def _condemned(store: Store, cache: Cache, entries: Sequence[dict[str, Any]]) ->
 def _named(entries: Sequence[dict[str, Any]], role: str) -> list[FileRef]:
     refs = {entry[role]["path"]: FileRef.model_validate(entry[role]) for entry in entries if role in entry}
     return list(refs.values())
-
-
-def _is_there(store: Store, ref: FileRef) -> bool:
-    try:
-        return store.head(ref.path).size == ref.bytes
-    except MissingFileError:
-        return False
 
 
 def _raw_keys(file: RawFile) -> NDArray[np.bytes_]:

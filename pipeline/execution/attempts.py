@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 
-from pipeline.errors import PipelineError
 from pipeline.execution.logs import configure_logging
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
@@ -103,16 +102,20 @@ def _leave_note(attempt: int, error: Exception) -> None:
 
 
 def _take_notes(reference: Any) -> dict[int, dict[str, str]]:
-    """Notes of a task's failed attempts, by attempt; they are gone afterwards."""
+    """Notes of a task's failed attempts, by attempt; they are gone afterwards. Those that cannot be read are left out."""
+    import ray
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list
 
     prefix = f"{reference.task_id().hex()}/"
-    notes = {
-        int(key.decode().removeprefix(prefix)): json.loads(_internal_kv_get(key, namespace=NOTES))
-        for key in _internal_kv_list(prefix, namespace=NOTES)
-    }
-    if notes:
-        _internal_kv_del(prefix, del_by_prefix=True, namespace=NOTES)
+    notes: dict[int, dict[str, str]] = {}
+    try:
+        for key in _internal_kv_list(prefix, namespace=NOTES):
+            notes[int(key.decode().removeprefix(prefix))] = json.loads(_internal_kv_get(key, namespace=NOTES))
+        if notes:
+            _internal_kv_del(prefix, del_by_prefix=True, namespace=NOTES)
+    except ray.exceptions.RayError as error:
+        # What the task came to matters more than the notes about it.
+        structlog.get_logger().warning("notes_not_read", reason=type(error).__name__, message=str(error))
     return notes
 
 
@@ -135,12 +138,12 @@ def with_failures(done: Done, reference: Any, task: Task) -> Done:
     return replace(done, failures=tuple(note["reason"] for note in failures))
 
 
-def report_failure(error: PipelineError, reference: Any, task: Task) -> None:
-    """Log that a task failed for good."""
-    notes = _take_notes(reference)
-    reason, attempt = type(error).__name__, max(notes, default=None)
+def report_failure(error: Exception, reference: Any, task: Task) -> None:
+    """Log that a task failed for good: of our own errors, and of what Ray wraps as the error of a task."""
+    attempt = max(_take_notes(reference), default=None)
+    cause = getattr(error, "cause", None) or error
     structlog.get_logger().error(
-        "task_failed", **_place(task), attempt=attempt, reason=reason, message=str(error)
+        "task_failed", **_place(task), attempt=attempt, reason=type(cause).__name__, message=str(cause)
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
 from pipeline.config import Config
-from pipeline.corpus import check_error_budget, merge_documents, read_shard
+from pipeline.corpus import merge_documents, read_shard
 from pipeline.embedding.stage import Cache
 from pipeline.errors import DataError
 from pipeline.execution.encoders import EncoderInForce
@@ -47,7 +47,7 @@ def read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache:
     letters = [
         output.files["dead_letters"] for output in [*shards, *merged] if "dead_letters" in output.files
     ]
-    _check_budget(session, plan, letters)
+    session.check_budget(plan, letters)
     documents = DocumentFiles(
         files=tuple(output.files["documents"] for output in merged),
         texts=tuple(output.files["texts"] for output in merged),
@@ -110,15 +110,8 @@ def _within_budget(session: Session, tasks: Sequence[Task], plan: Plan) -> list[
         found[place] = done.output
         if "dead_letters" in done.output.files:
             letters.append(done.output.files["dead_letters"])
-            _check_budget(session, plan, letters)
+            session.check_budget(plan, letters)
     return [found[place] for place in range(len(tasks))]
-
-
-def _check_budget(session: Session, plan: Plan, letters: Sequence[FileRef]) -> None:
-    bad = sum(ref.rows for ref in letters)
-    check_error_budget(
-        session.store, session.config.corpus, rows=plan.rows, bad_rows=bad, dead_letters=letters
-    )
 
 
 def check_any_is_left(config: Config, plan: Plan, documents: DocumentFiles) -> None:

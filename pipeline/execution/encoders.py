@@ -6,19 +6,29 @@ from dataclasses import dataclass
 from typing import cast
 
 from pipeline.artifacts import IndexManifest, Plan
-from pipeline.config import Config, EncoderConfig
+from pipeline.config import Config, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.embedding.encoder import Dtype, TextEncoder, identify_encoder, load_encoder
 from pipeline.embedding.model_source import resolve_model, tokenizer_file
 from pipeline.embedding.precision import choose_dtype
 from pipeline.errors import ConfigError, MissingFileError
-from pipeline.execution.runner import EncoderSpec
 from pipeline.spaces import EncoderIdentity, check_same_space, given_identity
 from pipeline.storage import Store, canonical_json
 
-__all__ = ["GIVEN", "EncoderInForce", "encoder_in_force", "query_encoder_for"]
+__all__ = ["GIVEN", "EncoderInForce", "EncoderSpec", "encoder_in_force", "query_encoder_for"]
 
 GIVEN = "given"
 """Model of an identity whose vectors came with the corpus."""
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How a worker loads the encoder in force."""
+
+    name: str
+    config: EncoderConfig
+    dtype: Dtype
+    embedding: EmbeddingConfig
+    storage: StorageConfig
 
 
 @dataclass(frozen=True)

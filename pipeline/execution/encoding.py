@@ -1,14 +1,12 @@
 """The encode stage of a run: texts without a vector get one, or are condemned and become dead letters."""
 
-import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
-from pipeline.corpus import check_error_budget
 from pipeline.embedding.stage import Cache, plan_units, store_given
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
@@ -45,18 +43,13 @@ def embed(
     """
     buckets = range(cache.buckets)
     inputs = {"texts": digest(documents.texts), "encoder": encoder.fingerprint}
-    # What is missing depends on the cache, so it is looked up anew each time: there is no receipt to reuse.
-    inputs["attempt"] = uuid.uuid4().hex
     shared: dict[str, Any] = {"cache": cache, "texts": documents.texts}
     if encoder.ready_made:
-        tasks = [
-            Task("given", {**inputs, "bucket": b}, partial(store_given, bucket=b), shared) for b in buckets
-        ]
+        tasks = _of_buckets("given", inputs, store_given, shared, buckets)
         session.outputs("embed", tasks)
         return Embedded()
     shared["unit_texts"] = session.config.embedding.unit_texts
-    plans = [Task("units", {**inputs, "bucket": b}, partial(plan_units, bucket=b), shared) for b in buckets]
-    planned = session.outputs("embed", plans)
+    planned = session.outputs("embed", _of_buckets("units", inputs, plan_units, shared, buckets))
     known = {b: int(output.numbers["condemned"]) for b, output in enumerate(planned)}
     units = [
         Unit(cache, encoder.fingerprint, b, file, 0, file.rows)
@@ -67,10 +60,23 @@ def embed(
         encoded, condemned = _encode_within_budget(session, plan, documents, encoder, units, known)
     found = _listed(session, plan, documents, cache, inputs, sorted(condemned))
     letters = [output.files["dead_letters"] for output in found.values()]
-    _check_budget(session, plan, [*documents.dead_letters, *letters])
+    session.check_budget(plan, [*documents.dead_letters, *letters])
     refs = {bucket: output.files["condemned"] for bucket, output in found.items()}
     rows, whole = count_condemned(session.store, list(refs.values()))
     return Embedded(encoded, refs, tuple(letters), rows, whole)
+
+
+def _of_buckets(
+    stage: str,
+    inputs: Mapping[str, str],
+    call: Callable[..., StageOutput],
+    shared: Mapping[str, Any],
+    buckets: Sequence[int],
+) -> list[Task]:
+    """One task a bucket. What they find depends on the cache as it is now, so none stands for a later run."""
+    return [
+        Task(stage, {**inputs, "bucket": b}, partial(call, bucket=b), shared, remember=False) for b in buckets
+    ]
 
 
 def _encode_within_budget(
@@ -83,13 +89,13 @@ def _encode_within_budget(
 ) -> tuple[int, Counter[int]]:
     """Texts encoded, and condemned texts by bucket; stops early, so that a broken encoder does not condemn a corpus."""
     encoded, condemned = 0, Counter({bucket: number for bucket, number in known.items() if number})
-    _check_budget(session, plan, documents.dead_letters, condemned.total())
+    session.check_budget(plan, documents.dead_letters, condemned=condemned.total())
     for place, done in session.perform("embed", [unit.task() for unit in units], encoder=encoder):
         encoded += int(done.output.numbers["encoded"])
         failed = int(done.output.numbers["condemned"])
         if failed:
             condemned[units[place].bucket] += failed
-            _check_budget(session, plan, documents.dead_letters, condemned.total())
+            session.check_budget(plan, documents.dead_letters, condemned=condemned.total())
     return encoded, condemned
 
 
@@ -109,19 +115,6 @@ def _listed(
         "places": documents.places,
         "plan": plan,
     }
-    tasks = [
-        Task("condemned", {**inputs, "bucket": b}, partial(list_condemned, bucket=b), shared) for b in buckets
-    ]
+    tasks = _of_buckets("condemned", inputs, list_condemned, shared, buckets)
     outputs: Iterator[StageOutput] = iter(session.outputs("embed", tasks))
     return {bucket: output for bucket, output in zip(buckets, outputs, strict=True) if output.files}
-
-
-def _check_budget(session: Session, plan: Plan, letters: Sequence[FileRef], condemned: int = 0) -> None:
-    check_error_budget(
-        session.store,
-        session.config.corpus,
-        rows=plan.rows,
-        bad_rows=sum(ref.rows for ref in letters),
-        dead_letters=letters,
-        condemned=condemned,
-    )

@@ -145,7 +145,8 @@ def _recall_curve(
     truth = _without_self(asked, [list(exact[i].doc_ids) for i in rows])
     own = any(name is not None for name in asked.own_documents)
     curve = []
-    for probes in probe_ladder(reader.manifest.search.probes, lists=len(reader.heads())):
+    lists = sum(partition.heads.rows for partition in reader.manifest.partitions)
+    for probes in probe_ladder(reader.manifest.search.probes, lists=lists):
         rankings, costs = measure_probes(reader, asked.vectors, k=10 + own, probes=probes)
         numbers = costs | judge_against_exact(_without_self(asked, rankings), truth)
         curve.append({"probes": probes, **_rounded(numbers)})

@@ -5,6 +5,7 @@ store's shared memory, which resident size counts too, are not a task's own.
 """
 
 import ctypes
+import re
 import resource
 import sys
 import threading
@@ -20,7 +21,7 @@ STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """Peak anonymous memory between entry and exit, sampled; where there is no /proc, the process's resident peak so far."""
+    """Peak anonymous memory between entry and exit, sampled; where /proc does not tell, the process's resident peak."""
 
     def __init__(self) -> None:
         self._peak_mb = 0.0
@@ -62,6 +63,12 @@ def _anonymous_mb() -> float:
     try:
         status = STATUS.read_bytes()
     except OSError:
-        unit = 1024 if sys.platform == "linux" else 1024 * 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-    return int(status.partition(b"RssAnon:")[2].split(maxsplit=1)[0]) / 1024
+        return _resident_peak_mb()
+    # Kernels before 4.5 and some sandboxed runtimes have the file without this line.
+    found = re.search(rb"^RssAnon:\s*(\d+) kB", status, re.MULTILINE)
+    return int(found[1]) / 1024 if found else _resident_peak_mb()
+
+
+def _resident_peak_mb() -> float:
+    unit = 1024 if sys.platform == "linux" else 1024 * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

@@ -16,13 +16,14 @@ import structlog
 
 from pipeline.artifacts import RunRecord
 from pipeline.config import Config
-from pipeline.errors import PipelineError
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.work import versions
 from pipeline.release import write_run
 from pipeline.storage import canonical_json, open_store
 
 __all__ = ["RunUnderWay", "recorded"]
+
+Status = Literal["finished", "failed", "stopped"]
 
 
 SIGNALLED = 128
@@ -62,13 +63,13 @@ def recorded(config: Config, exit_code_of: Callable[[BaseException], int]) -> It
             yield under_way
         except BaseException as error:
             code = exit_code_of(error)
-            status: Literal["failed", "stopped"] = "stopped" if code > SIGNALLED else "failed"
-            _keep(config, _record(under_way, status, code, error))
+            status: Status = "stopped" if code > SIGNALLED else "failed"
+            _keep(under_way, status, code, error)
             event = "run_failed" if status == "failed" else "run_stopped"
             # Why is told once, where the job ends.
             log.log(logging.ERROR, event, exit_code=code, reason=type(error).__name__.strip("_"))
             raise
-        _keep(config, _record(under_way, "finished", 0, None))
+        _keep(under_way, "finished", 0, None)
         log.info("run_finished", exit_code=0, **_short(under_way))
 
 
@@ -78,12 +79,7 @@ def _short(under_way: RunUnderWay) -> dict[str, Any]:
     return found | {"seconds": round(time.perf_counter() - under_way.clock, 3)}
 
 
-def _record(
-    under_way: RunUnderWay,
-    status: Literal["finished", "failed", "stopped"],
-    code: int,
-    error: BaseException | None,
-) -> RunRecord:
+def _record(under_way: RunUnderWay, status: Status, code: int, error: BaseException | None) -> RunRecord:
     config = under_way.config
     facts = under_way.ledger.as_dict()
     if status == "finished":
@@ -108,13 +104,14 @@ def _record(
     )
 
 
-def _keep(config: Config, record: RunRecord) -> None:
-    log = structlog.get_logger()
+def _keep(under_way: RunUnderWay, status: Status, code: int, error: BaseException | None) -> None:
+    config, log = under_way.config, structlog.get_logger()
     try:
+        record = _record(under_way, status, code, error)
         if not write_run(open_store(config.root, config.storage), record):
             log.warning("run_not_recorded", message=f"{record.root} belongs to another corpus")
-    except PipelineError as error:
-        log.warning("run_not_recorded", message=str(error))
+    except Exception as problem:  # noqa: BLE001  (how the run ended matters more than its record)
+        log.warning("run_not_recorded", reason=type(problem).__name__, message=str(problem))
 
 
 def _fingerprint(config: Config) -> str:

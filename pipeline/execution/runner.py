@@ -8,36 +8,25 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
-from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
+from pipeline.config import ClusterConfig, EmbeddingConfig
 from pipeline.embedding.bisecting import check_works
-from pipeline.embedding.encoder import Dtype, TextEncoder, load_encoder
-from pipeline.errors import PipelineError, TransientError
+from pipeline.embedding.encoder import TextEncoder, load_encoder
+from pipeline.errors import TransientError
 from pipeline.execution.attempts import perform_attempt, perform_logged, report_failure, with_failures
 from pipeline.execution.cluster import NodeShape, Request, check_request, cores, node_shapes, start
+from pipeline.execution.encoders import EncoderSpec
 from pipeline.execution.logs import bound_run
 from pipeline.execution.metrics import Metrics, NoMetrics, RayMetrics
 from pipeline.execution.pool import ActorPool, result_of
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
-__all__ = ["THREADS_PER_TASK", "EncoderSpec", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
+__all__ = ["THREADS_PER_TASK", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
 
 MB = 1024 * 1024
 THREADS_PER_TASK = 1
 """Part of the plan, not of the cluster: distances change bits with the number of threads (DESIGN §4)."""
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """How a worker loads the encoder in force."""
-
-    name: str
-    config: EncoderConfig
-    dtype: Dtype
-    embedding: EmbeddingConfig
-    storage: StorageConfig
 
 
 class Runner(Protocol):
@@ -240,14 +229,19 @@ class _Shared:
     """Shared arguments in the object store, each mapping once."""
 
     def __init__(self) -> None:
-        self._references: dict[int, Any] = {}
+        # Each mapping beside its reference: while it is held, no other one gets its id.
+        self._references: dict[int, tuple[Mapping[str, Any], Any]] = {}
 
     def of(self, task: Task) -> Any:
+        """The task's shared arguments, or Ray's reference of them."""
         import ray
 
-        if id(task.shared) not in self._references:
-            self._references[id(task.shared)] = ray.put(task.shared)
-        return self._references[id(task.shared)]
+        shared = task.shared
+        if not shared:
+            return shared
+        if id(shared) not in self._references:
+            self._references[id(shared)] = (shared, ray.put(shared))
+        return self._references[id(shared)][1]
 
 
 class _EncoderActor:
@@ -295,6 +289,6 @@ def _outcome(reference: Any, task: Task) -> Done:
     """A task's result, with what went wrong before it; a failure for good is reported."""
     try:
         return with_failures(result_of(reference), reference, task)
-    except PipelineError as error:
+    except Exception as error:
         report_failure(error, reference, task)
         raise

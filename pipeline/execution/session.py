@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pipeline.artifacts import StageOutput
+from pipeline.artifacts import FileRef, Plan, StageOutput
 from pipeline.config import Config
+from pipeline.corpus import check_error_budget
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.estimates import Estimate
 from pipeline.execution.ledger import Ledger, StageWatch
@@ -70,6 +71,26 @@ class Session:
                 self.reused += done.reused
                 self.bytes_by_path.update({ref.path: ref.bytes for ref in done.output.files.values()})
                 yield place, done
+
+    def check_budget(self, plan: Plan, letters: Sequence[FileRef], *, condemned: int = 0) -> None:
+        """See that the corpus is not too bad to go on.
+
+        Args:
+            plan: Of the corpus.
+            letters: Files of the rows that were set aside.
+            condemned: Texts without a vector whose rows are not among those yet.
+
+        Raises:
+            ErrorBudgetError: More rows are bad than the configuration allows.
+        """
+        check_error_budget(
+            self.store,
+            self.config.corpus,
+            rows=plan.rows,
+            bad_rows=sum(ref.rows for ref in letters),
+            dead_letters=letters,
+            condemned=condemned,
+        )
 
     def measured(self) -> dict[str, object]:
         """What the run took, beside what the estimate says."""

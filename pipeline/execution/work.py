@@ -19,9 +19,8 @@ import threadpoolctl
 from pipeline.artifacts import FORMAT_VERSION, FileRef, Receipt, ShardSpec, StageOutput
 from pipeline.config import StorageConfig
 from pipeline.corpus import count_reasons
-from pipeline.errors import MissingFileError
 from pipeline.execution.memory import PeakMemory, give_back
-from pipeline.storage import Log, Store, canonical_json, open_store
+from pipeline.storage import Log, Store, canonical_json, is_whole, open_store
 
 __all__ = ["Done", "Rescue", "StoreSpec", "Task", "digest", "perform", "versions"]
 
@@ -71,6 +70,8 @@ class Task:
         call: The stage function; takes the store, and the encoder too in an encoding task.
         shared: Keyword arguments that many tasks have in common: one mapping for all of them, sent to a worker once.
         rescue: For a task that may kill its worker; absent: the run stops after `ray.max_retries` further deaths.
+        remember: Whether to leave a receipt. Not where the output depends on more than the inputs, such as what is in a
+            cache by now: nobody may reuse it. What such a task writes, `gc` must know to keep (release.collecting).
     """
 
     stage: str
@@ -78,6 +79,7 @@ class Task:
     call: Callable[..., StageOutput]
     shared: Mapping[str, Any] = field(default_factory=dict)
     rescue: Rescue | None = None
+    remember: bool = True
 
     @property
     def key(self) -> str:
@@ -169,27 +171,27 @@ def perform(task: Task, shared: Mapping[str, Any], spec: StoreSpec, threads: int
     start = time.perf_counter()
     store = spec.open()
     log = Log(store, f"receipts/{task.key}")
-    newest = log.newest()
+    newest = log.newest() if task.remember else 0
     if newest:
         receipt = Receipt.model_validate(log.read(newest))
-        if _files_are_there(store, receipt):
+        if all(is_whole(store, ref) for ref in receipt.output.files.values()):
             return _done(store, receipt.output, start, reused=True, peak_mb=0.0)
     with PeakMemory() as memory, threadpoolctl.threadpool_limits(threads):
         output = task.call(store, *extra, **shared)
     give_back()
-    receipt = Receipt(key=task.key, stage=task.stage, output=output, worker=uuid.uuid4().hex)
-    if not log.append(newest + 1, receipt.model_dump(mode="json")):
-        output = Receipt.model_validate(log.read(newest + 1)).output
+    if task.remember:
+        output = _remembered(log, newest + 1, task, output)
     return _done(store, output, start, reused=False, peak_mb=memory.peak_mb)
+
+
+def _remembered(log: Log, seq: int, task: Task, output: StageOutput) -> StageOutput:
+    """The output that stands for the task: this one, or that of a worker that was first."""
+    receipt = Receipt(key=task.key, stage=task.stage, output=output, worker=uuid.uuid4().hex)
+    if log.append(seq, receipt.model_dump(mode="json")):
+        return output
+    return Receipt.model_validate(log.read(seq)).output
 
 
 def _done(store: Store, output: StageOutput, start: float, *, reused: bool, peak_mb: float) -> Done:
     letters = [output.files["dead_letters"]] if "dead_letters" in output.files else []
     return Done(output, reused, time.perf_counter() - start, peak_mb, count_reasons(store, letters))
-
-
-def _files_are_there(store: Store, receipt: Receipt) -> bool:
-    try:
-        return all(store.head(ref.path).size == ref.bytes for ref in receipt.output.files.values())
-    except MissingFileError:
-        return False

@@ -1,9 +1,10 @@
 """Delete what nothing names any more. The only code that lists folders of the root to act on what it finds.
 
 A file goes if it lies where strata keeps data, no unretired release names it, no bucket log of the embedding cache names
-it, no receipt of unfinished work names it, and it is older than the grace period by the store's own clock. Of the
-records of runs the newest stay. Files that are not of a known kind are left alone, and so are root.json, aliases,
-releases and plans.
+it, no receipt of unfinished work names it, and it is older than the grace period by the store's own clock. Some tasks
+leave no receipt: while work is unfinished, what lies in the folders that they write to stays. Receipts go with the files
+that they name. Of the records of runs the newest stay. Files that are not of a known kind are left alone, and so are
+root.json, aliases, releases and plans.
 
 Collecting holds the lease of the root, so no run reuses receipts whose files are about to go. Files go in batches. Before
 a batch and after it the collector looks whether it still has the lease, and whether anything began meanwhile that
@@ -33,11 +34,10 @@ from pipeline.release.records import (
     read_alias,
     read_manifest,
     release_log,
-    side_by_side,
 )
 from pipeline.release.removal import put_back_left_overs, remove
 from pipeline.release.runs import RUNS, old_records
-from pipeline.storage import ObjectInfo, Store
+from pipeline.storage import ObjectInfo, Store, side_by_side
 
 __all__ = ["CollectReport", "collect", "store_time"]
 
@@ -51,6 +51,9 @@ DATA_FOLDERS = (
     "dead_letters",
     "embeddings",
 )
+WITHOUT_RECEIPT = frozenset({"scratch/units", "condemned", "dead_letters"})
+"""Folders of files that tasks without a receipt write. The lease keeps a collector out while a run is at work; a run that
+lost it, and does not know yet, still finds them, and ends as one that lost its lease."""
 RECEIPTS = "receipts"
 ABANDONED_AFTER = timedelta(days=7)
 """Age of a plan after which it counts as given up, if a later plan was finished since."""
@@ -246,7 +249,7 @@ class _Names:
         old_runs = old_records([found.path for found in listed])
         if _unfinished(store, now):
             paths |= {path for receipt in receipts.values() for path in _receipt_paths(receipt)}
-            return cls(frozenset(paths), frozenset(folders), frozenset(), old_runs)
+            return cls(frozenset(paths), frozenset(folders | WITHOUT_RECEIPT), frozenset(), old_runs)
         return cls(frozenset(paths), frozenset(folders), _dead(receipts, paths), old_runs)
 
     def may_go(self, found: ObjectInfo) -> bool:
@@ -271,10 +274,9 @@ def _receipt_paths(receipt: Receipt) -> set[str]:
 
 
 def _dead(receipts: dict[str, Receipt], paths: set[str]) -> frozenset[str]:
-    """Receipts that name a file that goes. A log goes whole or stays whole: it must not get a gap."""
-    alive = {
-        place.rpartition("/")[0] for place, receipt in receipts.items() if _receipt_paths(receipt) <= paths
-    }
+    """Receipts that name no file, or one that goes. A log goes whole or stays whole: it must not get a gap."""
+    named = {place: _receipt_paths(receipt) for place, receipt in receipts.items()}
+    alive = {place.rpartition("/")[0] for place, files in named.items() if files and files <= paths}
     return frozenset(place for place in receipts if place.rpartition("/")[0] not in alive)
 
 

@@ -22,9 +22,8 @@ from pipeline.release.records import (
     read_release,
     release_log,
     retired_path,
-    side_by_side,
 )
-from pipeline.storage import Store, canonical_json
+from pipeline.storage import Store, canonical_json, side_by_side
 
 __all__ = ["publish", "retirable", "retire", "rollback"]
 

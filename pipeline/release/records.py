@@ -8,9 +8,9 @@ plans/<fingerprint>.json            a shard plan
 plans/<fingerprint>/<seq>.json      when work on it began and ended, in turn; live if the newest says so
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from datetime import datetime
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +29,7 @@ from pipeline.errors import ConfigError, DataError, MissingFileError
 from pipeline.index.reader import load_manifest
 from pipeline.release.history import History
 from pipeline.release.leases import describe_lease
-from pipeline.storage import Log, Store, canonical_json
+from pipeline.storage import Log, Store, canonical_json, exists, is_whole, side_by_side
 
 __all__ = [
     "PlanMark",
@@ -37,7 +37,6 @@ __all__ = [
     "claim_root",
     "corpus_of_root",
     "describe",
-    "exists",
     "files_are_there",
     "is_retired",
     "list_releases",
@@ -55,34 +54,13 @@ __all__ = [
     "record_rejection",
     "release_log",
     "retired_path",
-    "side_by_side",
     "was_withdrawn",
     "write_plan",
 ]
 
-T = TypeVar("T")
-R = TypeVar("R")
 M = TypeVar("M", bound=BaseModel)
 
-REQUESTS_AT_ONCE = 16
-"""Small requests wait for the store, not for the processor."""
-
 HISTORY_SHOWN = 5
-
-
-def side_by_side(call: Callable[[T], R], items: Iterable[T]) -> list[R]:
-    """Results of small requests made at once, in the order of the items."""
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        return list(pool.map(call, items))
-
-
-def exists(store: Store, path: str) -> bool:
-    """Whether there is an object."""
-    try:
-        store.head(path)
-    except MissingFileError:
-        return False
-    return True
 
 
 # ------------------------------------------------------------------------------------------------ root
@@ -250,9 +228,9 @@ def files_are_there(store: Store, record: ReleaseRecord) -> bool:
     """Whether every file that a release names exists with its recorded size."""
     try:
         manifest = read_manifest(store, record)
-        return all(side_by_side(lambda ref: store.head(ref.path).size == ref.bytes, named_files(manifest)))
     except DataError:
         return False
+    return all(side_by_side(partial(is_whole, store), named_files(manifest)))
 
 
 # ------------------------------------------------------------------------------------------------ plans

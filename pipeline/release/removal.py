@@ -13,8 +13,7 @@ from functools import partial
 
 from pipeline.errors import MissingFileError, PipelineError
 from pipeline.release.leases import lease_log
-from pipeline.release.records import exists, side_by_side
-from pipeline.storage import ObjectInfo, Store
+from pipeline.storage import ObjectInfo, Store, exists, side_by_side
 
 __all__ = ["ASIDE", "put_back_left_overs", "remove"]
 

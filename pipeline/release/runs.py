@@ -10,8 +10,8 @@ from datetime import UTC
 
 from pipeline.artifacts import RunRecord, parse_model
 from pipeline.errors import DataError
-from pipeline.release.records import corpus_of_root, side_by_side
-from pipeline.storage import Store, canonical_json
+from pipeline.release.records import corpus_of_root
+from pipeline.storage import Store, canonical_json, side_by_side
 
 __all__ = ["RUNS", "old_records", "read_runs", "write_run"]
 

@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline import open_release
+from pipeline.artifacts import Receipt
 from pipeline.config import ChunkConfig
 from pipeline.errors import ConfigError, ErrorBudgetError
+from pipeline.execution.flows import run
 from pipeline.execution.redriving import redrive
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.work import StoreSpec
@@ -351,3 +353,66 @@ def test_files_of_condemned_texts_are_not_collected(road):
     assert run_inline(config)["skipped"]
     corpus(folder, rows_of(1, seed=9) + poisoned(rows_of(300), POISON)[1:])
     assert run_inline(config)["encoded"] == 2
+
+
+# ------------------------------------------------------------------------------------------------ receipts and gc
+
+
+class Watched(InlineRunner):
+    """Looks after each task whether a collector could take what tasks without a receipt wrote."""
+
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.store = spec.open()
+        self.written, self.stages = set(), set()
+
+    def run(self, tasks):
+        for task, (place, done) in zip(tasks, super().run(tasks), strict=True):
+            if not task.remember:
+                self.stages.add(task.stage)
+                self.written |= {ref.path for ref in done.output.files.values()}
+            self.look()
+            yield place, done
+
+    def encode(self, tasks, spec):
+        for found in super().encode(tasks, spec):
+            self.look()
+            yield found
+
+    def look(self):
+        assert not self.written & {*collect(self.store, grace=timedelta(0), keep=1, dry_run=True).deleted}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+
+def test_no_collector_takes_what_a_run_under_way_wrote_without_a_receipt(tmp_path):
+    corpus(tmp_path, poisoned(rows_of(200), POISON))
+    config = conf(tmp_path)
+    spec = StoreSpec(config.root, config.storage)
+    watched = Watched(spec)
+    summary = run(config, spec, lambda: watched)
+    assert watched.stages == {"units", "condemned"}
+    units = {path for path in watched.written if path.startswith("scratch/units/")}
+    assert units
+    assert watched.written - units >= {*summary["dead_letter_files"]}
+    assert units <= {*collect(watched.store, grace=timedelta(0), keep=1).deleted}
+    assert verify(watched.store).problems == ()
+
+
+def test_runs_and_collections_leave_no_receipts_behind(tmp_path):
+    found = []
+    for size in (120, 110, 100):
+        corpus(tmp_path, poisoned(rows_of(size), POISON))
+        config = conf(tmp_path)
+        run_inline(config)
+        store = open_store(config.root)
+        collect(store, grace=timedelta(0), keep=1)
+        receipts = [Receipt.model_validate_json(store.read(info.path)) for info in store.list("receipts")]
+        found.append({receipt.stage for receipt in receipts})
+        assert all(receipt.output.files for receipt in receipts)
+        assert not {"units", "condemned"} & found[-1]
+    assert found[0] == found[1] == found[2]

@@ -12,8 +12,9 @@ from pipeline.corpus import bucket_of, text_hashes
 from pipeline.embedding.hashing import HashingEncoder
 from pipeline.embedding.stage import CachedBucket, open_cache, plan_units
 from pipeline.errors import ConfigError, TransientError
+from pipeline.execution.encoders import EncoderSpec
 from pipeline.execution.redriving import redrive
-from pipeline.execution.runner import EncoderSpec, RayRunner
+from pipeline.execution.runner import RayRunner
 from pipeline.execution.units import Unit
 from pipeline.execution.work import StoreSpec
 from pipeline.storage import open_store

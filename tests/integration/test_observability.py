@@ -9,15 +9,17 @@ import pyarrow as pa
 import pytest
 import ray
 import structlog
+from ray.experimental import internal_kv
 
 from pipeline.artifacts import StageOutput
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.errors import DataError, StorageUnavailableError, TransientError
-from pipeline.execution.attempts import WORKER_LOST
+from pipeline.execution.attempts import NOTES, WORKER_LOST
+from pipeline.execution.encoders import EncoderSpec
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.logs import ON_EVERY_LINE, configure_logging
 from pipeline.execution.recording import recorded
-from pipeline.execution.runner import EncoderSpec, RayRunner
+from pipeline.execution.runner import RayRunner
 from pipeline.execution.work import StoreSpec, Task
 from pipeline.storage import open_store
 from pipeline.tables import write_table
@@ -68,6 +70,8 @@ def _write(store, *_encoder, n, fail, times):
                 raise StorageUnavailableError("the store", "was away", "try again")
             case "bad":
                 raise DataError(f"row {n}", "is bad", "mend it")
+            case "defect":
+                raise ZeroDivisionError(f"row {n}")
     ref = write_table(store, "scratch", SCHEMA, [pa.table({"n": [n]})])
     return StageOutput(files={"out": ref}, numbers={"n": n})
 
@@ -122,6 +126,40 @@ def test_a_task_that_fails_for_good_is_an_error_line(runner, log):
     assert failed["level"] == "error"
     assert (failed["stage"], failed["shard"], failed["attempt"]) == ("for-good", "bucket 1", 1)
     assert (failed["reason"], failed["message"]) == ("DataError", "row 1: is bad; mend it")
+
+
+def _notes():
+    return internal_kv._internal_kv_list("", namespace=NOTES)
+
+
+def test_a_defect_is_an_error_line_too_and_its_note_is_gone(runner, log):
+    _forget(runner)
+    with _with_run("defect"), pytest.raises(ray.exceptions.RayTaskError, match="row 1"):
+        list(runner.run(_tasks("defect", "defect")))
+    (failed,) = [line for line in log() if line["event"] == "task_failed"]
+    assert (failed["stage"], failed["shard"], failed["attempt"]) == ("defect", "bucket 1", 1)
+    assert (failed["reason"], failed["message"]) == ("ZeroDivisionError", "row 1")
+    assert _notes() == []
+
+
+@pytest.fixture
+def key_value_store_is_away(monkeypatch):
+    def away(*_, **__):
+        raise ray.exceptions.RpcError("the key-value store is away")
+
+    monkeypatch.setattr(internal_kv, "_internal_kv_list", away)
+
+
+@pytest.mark.usefixtures("key_value_store_is_away")
+def test_notes_that_cannot_be_read_cost_no_result_and_hide_no_error(runner, log):
+    _forget(runner)
+    done = dict(runner.run(_tasks("no-notes", "transient")))
+    assert done[1].attempt == 2
+    with pytest.raises(DataError, match="row 1"):
+        list(runner.run(_tasks("no-notes-bad", "bad")))
+    events = [line["event"] for line in log()]
+    assert events.count("notes_not_read") == 2
+    assert events[-1] == "task_failed"
 
 
 def test_a_task_that_is_tried_in_vain_says_how_often(runner, log):

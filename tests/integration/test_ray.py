@@ -1,15 +1,18 @@
 """Tasks and encoder actors on a real local Ray: lost workers, transient errors, errors that come out as themselves."""
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
 import pytest
+import ray
 
 from pipeline.artifacts import StageOutput
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.errors import ConfigError, DataError, TransientError
-from pipeline.execution.runner import EncoderSpec, RayRunner
+from pipeline.execution.encoders import EncoderSpec
+from pipeline.execution.runner import RayRunner, _Shared
 from pipeline.execution.work import StoreSpec, Task
 from pipeline.storage import Store, open_store
 from pipeline.tables import write_table
@@ -83,6 +86,21 @@ def test_encoding_survives_a_dead_actor_and_a_transient_error(cluster, fail):
 def test_shared_arguments_reach_every_task(cluster):
     runner, _ = cluster
     assert _numbers(runner.run(_tasks("shared", shared={"factor": 10}))) == {n: 10 * n for n in range(8)}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shared_arguments_are_in_the_object_store_once_and_none_take_no_room():
+    shared = _Shared()
+    assert [shared.of(task) for task in _tasks("none")] == [{}] * 8
+    tasks = _tasks("one", shared={"factor": 10})
+    assert len({shared.of(task) for task in tasks}) == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_shared_arguments_that_come_and_go_are_never_taken_for_others():
+    shared = _Shared()
+    found = [ray.get(shared.of(replace(_tasks("x", count=1)[0], shared={"n": n}))) for n in range(50)]
+    assert found == [{"n": n} for n in range(50)]
 
 
 def test_an_error_of_ours_comes_out_as_itself(cluster):

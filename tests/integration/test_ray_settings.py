@@ -16,7 +16,8 @@ import ray
 from pipeline.artifacts import StageOutput
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.errors import ConfigError
-from pipeline.execution.runner import EncoderSpec, RayRunner
+from pipeline.execution.encoders import EncoderSpec
+from pipeline.execution.runner import RayRunner
 from pipeline.execution.work import StoreSpec, Task
 from pipeline.tables import write_table
 

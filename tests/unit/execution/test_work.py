@@ -1,4 +1,5 @@
 import threading
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
@@ -51,6 +52,15 @@ def test_a_receipt_whose_file_is_truncated_is_superseded(spec):
     first = perform(_task(1), {}, spec, 1)
     LocalStore(spec.uri).write(first.output.files["out"].path, b"half")
     assert not perform(_task(1), {}, spec, 1).reused
+
+
+def test_a_unit_that_is_not_remembered_leaves_no_receipt_and_is_done_again(spec):
+    task = replace(_task(1), remember=False)
+    found = [perform(task, {}, spec, 1) for _ in range(2)]
+    assert [done.reused for done in found] == [False, False]
+    assert list(LocalStore(spec.uri).list("receipts")) == []
+    assert not perform(_task(1), {}, spec, 1).reused
+    assert not perform(task, {}, spec, 1).reused
 
 
 def test_a_file_counts_by_its_content_not_by_its_place():

@@ -179,6 +179,28 @@ def test_receipts_of_files_that_stay_stay(root: Root) -> None:
     assert _collect(root).deleted == ()
 
 
+def test_receipts_that_name_no_file_go(root: Root) -> None:
+    root.publish(1)
+    old, young = (root.receipt("of nothing", seq=seq) for seq in (1, 2))
+    root.receipt("key")
+    kept = root.receipt("key", root.index(1)[0].partitions[0].heads, seq=2)
+    assert _collect(root, later=GRACE / 2).deleted == ()
+    assert _collect(root).deleted == (young, old)
+    assert kept in root.paths()
+
+
+@pytest.mark.parametrize("folder", ["scratch/units", "condemned", "dead_letters"])
+def test_what_tasks_without_a_receipt_wrote_stays_while_work_is_unfinished(
+    root: Root, make_plan: Callable[[str], Plan], folder: str
+) -> None:
+    root.publish(1)
+    written, orphan = root.scratch(7, folder), root.scratch(8)
+    write_plan(root.store, make_plan("aa"))
+    assert _collect(root).deleted == (orphan.path,)
+    mark_plan_done(root.store, make_plan("aa"))
+    assert _collect(root).deleted == (written.path,)
+
+
 def test_a_log_of_receipts_goes_whole_or_not_at_all(root: Root) -> None:
     root.publish(1)
     gone = root.scratch(7)

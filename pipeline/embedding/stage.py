@@ -38,6 +38,7 @@ from pipeline.tables import RawFile, hash_keys, read_bucket, read_columns, vecto
 __all__ = [
     "Cache",
     "CachedBucket",
+    "Redrives",
     "bucket_count",
     "cached_bytes",
     "condemn",
@@ -45,6 +46,7 @@ __all__ = [
     "encode_unit",
     "find_cache",
     "finish_redrive",
+    "first_of_each",
     "forget_condemned",
     "is_redrive_finished",
     "open_cache",
@@ -149,10 +151,15 @@ def find_cache(store: Store, encoder: str) -> Cache | None:
 
 
 def condemned_texts(store: Store, cache: Cache) -> dict[int, pa.Table]:
-    """By bucket, the texts that no redrive forgot, as CONDEMNED; those too that got a vector since."""
+    """By bucket, the texts that were condemned up to the redrives of this cache and not forgotten by them, as CONDEMNED.
+
+    Those that got a vector since are among them. With an earlier state of the redrives, it is what the next one forgot.
+    """
 
     def find(bucket: int) -> pa.Table:
-        return _condemned(store, cache, cache.log(store, bucket).entries())
+        entries = cache.log(store, bucket).entries()
+        known = [entry for entry in entries if entry.get("generation", 0) <= cache.generation]
+        return _condemned(store, cache, known)
 
     with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         return dict(enumerate(pool.map(find, range(cache.buckets))))
@@ -384,7 +391,7 @@ def _missing(
 ) -> tuple[pa.Table, pa.Table, int]:
     """Distinct texts of a bucket, sorted by hash; those of them to be encoded; the number that is condemned."""
     pieces = [read_bucket(store, ref.path, bucket, ["text_hash", column]) for ref in texts]
-    table = _first_of_each(pa.concat_tables(pieces))
+    table = first_of_each(pa.concat_tables(pieces))
     cached = CachedBucket(store, cache, bucket)
     missing = table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), cached.keys)))
     is_condemned = np.isin(hash_keys(missing["text_hash"]), hash_keys(cached.condemned["text_hash"]))
@@ -422,7 +429,7 @@ def _condemned(store: Store, cache: Cache, entries: Sequence[dict[str, Any]]) ->
             table = read_columns(store, ref.path)
             forgotten = pa.array([reason for reasons in later for reason in reasons], pa.string())
             tables.append(table.filter(pc.invert(pc.is_in(table["reason"], forgotten))))
-    return _first_of_each(pa.concat_tables(tables))
+    return first_of_each(pa.concat_tables(tables))
 
 
 def _named(entries: Sequence[dict[str, Any]], role: str) -> list[FileRef]:
@@ -441,8 +448,8 @@ def _raw_keys(file: RawFile) -> NDArray[np.bytes_]:
     return np.ascontiguousarray(file.read_all("text_hash")).view("S16").reshape(-1)
 
 
-def _first_of_each(table: pa.Table) -> pa.Table:
-    """One row per text_hash, sorted by it."""
+def first_of_each(table: pa.Table) -> pa.Table:
+    """One row per text_hash, the first of its rows, sorted by it."""
     table = table.take(pc.sort_indices(table, sort_keys=[("text_hash", "ascending")]))
     keys = hash_keys(table["text_hash"])
     return table.filter(pa.array(_starts_a_run(keys)))

@@ -261,6 +261,52 @@ def test_a_redrive_stopped_after_any_task_ends_in_the_same_index(road, by):
     assert redriven(config)["redriven"].get("encoder_error", counts(2, recovered=2)) == counts(2, recovered=2)
 
 
+def test_a_redrive_before_the_fix_that_spends_the_budget_does_not_keep_the_next_from_trying(tmp_path):
+    corpus(tmp_path, poisoned(rows_of(300), dict.fromkeys(range(60), "raise")))
+    broken = conf(tmp_path)
+    for command in (run_inline, redriven, redriven):
+        with pytest.raises(ErrorBudgetError, match="texts that the encoder failed on"):
+            command(broken)
+    summary = redriven(conf(tmp_path, encoders=MENDED))
+    assert (summary["documents"], summary["dead_letters"]) == (300, 0)
+    assert set(summary["redriven"]) == {"encoder_error"}
+    found = summary["redriven"]["encoder_error"]
+    assert found == counts(found["dead"], recovered=found["dead"])
+    assert found["dead"] > 50
+    assert redriven(conf(tmp_path, encoders=MENDED))["redriven"] == {}
+
+
+def test_a_redrive_that_a_run_finished_is_not_taken_for_one_of_what_was_condemned_later(tmp_path):
+    rows = rows_of(300)
+    corpus(tmp_path, poisoned(rows, {3: "raise"}))
+    broken, mended = conf(tmp_path), conf(tmp_path, encoders=MENDED)
+    spec = StoreSpec(broken.root, broken.storage)
+    run_inline(broken)
+    with pytest.raises(KeyboardInterrupt):
+        redrive(mended, spec, lambda: Stopping(spec, 1))
+    assert run_inline(mended)["documents"] == 300
+    corpus(tmp_path, poisoned(rows, {3: "raise", 9: "nan"}))
+    assert run_inline(broken)["dead_letters"] == 1
+    summary = redriven(mended)
+    assert summary["redriven"] == {
+        "encoder_error": counts(1, recovered=1),
+        "not_finite": counts(1, recovered=1),
+    }
+    assert (summary["documents"], summary["dead_letters"]) == (300, 0)
+
+
+def test_a_redrive_of_one_reason_that_was_stopped_is_reported_on_whole(tmp_path):
+    corpus(tmp_path, poisoned(rows_of(300), {3: "raise", 9: "nan"}))
+    broken, mended = conf(tmp_path), conf(tmp_path, encoders=MENDED)
+    spec = StoreSpec(broken.root, broken.storage)
+    run_inline(broken)
+    with pytest.raises(KeyboardInterrupt):
+        redrive(broken, spec, lambda: Stopping(spec, 5), reasons=["encoder_error"])
+    summary = redriven(mended, reasons=["encoder_error"])
+    assert summary["redriven"] == {"encoder_error": counts(1, recovered=1)}
+    assert summary["dead_letters_by_reason"] == {"not_finite": 1}
+
+
 # ------------------------------------------------------------------------------------------------ corpora that change
 
 

@@ -7,6 +7,7 @@ A text that holds one of these words makes the encoder fail; every other text ge
     faulty_short      loses a row of the batch         faulty_zero   its vector is all zero
     faulty_exit       ends the process (os._exit)      faulty_kill   kills the process (SIGKILL)
     faulty_segfault   crashes the process (SIGSEGV)
+    faulty_stick      raises RuntimeError, and so does every later call, whatever its texts: as after an assert on a GPU
 
 With `_first_<n>` behind it (`faulty_raise_first_2`), a word fails the first n times that its text is tried. Whoever counts
 over the deaths of processes names an existing folder for the counts: `hashing:64!faulty:/tmp/counts`.
@@ -32,7 +33,7 @@ from pipeline.spaces.fingerprint import EncoderIdentity
 
 __all__ = ["FaultyEncoder"]
 
-FAULT = re.compile(r"\bfaulty_(raise|memory|short|exit|kill|segfault|nan|inf|zero)(?:_first_(\d+))?\b")
+FAULT = re.compile(r"\bfaulty_(raise|memory|short|exit|kill|segfault|stick|nan|inf|zero)(?:_first_(\d+))?\b")
 SPOILED = {"nan": np.nan, "inf": np.inf, "zero": 0.0}
 
 
@@ -51,10 +52,14 @@ class FaultyEncoder:
         _, _, folder = config.model.partition(FAULTY_MARK)[2].partition(":")
         self._folder = Path(folder) if folder else None
         self._counts: Counter[str] = Counter()
+        self._is_stuck = False
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Turn n texts into (n, d) float32 of unit length, or fail as the texts say."""
         faults = [self._fault(self._prompt + text) for text in texts]
+        self._is_stuck |= "stick" in faults
+        if self._is_stuck:
+            raise RuntimeError("device-side assert triggered")
         vectors = self._sound.encode_documents(texts)
         for row, fault in enumerate(faults):
             if fault in SPOILED:

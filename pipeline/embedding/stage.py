@@ -115,7 +115,7 @@ def bucket_count(store: Store, encoder: str, rows: int) -> int:
     return cache.buckets if cache is not None else text_bucket_count(rows)
 
 
-def open_cache(store: Store, encoder: str, *, dims: int, rows: int) -> Cache:
+def open_cache(store: Store, encoder: str, *, dims: int, rows: int, redrives: Redrives = ()) -> Cache:
     """The cache of an encoder; the first run fixes the number of buckets.
 
     Args:
@@ -123,13 +123,13 @@ def open_cache(store: Store, encoder: str, *, dims: int, rows: int) -> Cache:
         encoder: Fingerprint of the encoder.
         dims: Width of its vectors.
         rows: Rows of the corpus now.
+        redrives: Those that the caller knows of; what they forgot is not condemned.
 
     Raises:
         CorruptArtifactError: The cache holds vectors of another width.
     """
     folder = f"embeddings/{encoder}"
     path = f"{folder}/cache.json"
-    redrives = read_redrives(store, encoder)
     wanted = {"format": FORMAT_VERSION, "dims": dims, "buckets": text_bucket_count(rows)}
     if store.put_if_absent(path, canonical_json(wanted)):
         return Cache(folder, wanted["buckets"], dims, redrives)

@@ -32,7 +32,7 @@ from pipeline.corpus import (
     count_reasons,
     plan_corpus,
 )
-from pipeline.embedding.stage import bucket_count, open_cache, read_redrives
+from pipeline.embedding.stage import Redrives, bucket_count, open_cache, read_redrives
 from pipeline.errors import ConfigError, QualityGateError
 from pipeline.evaluation.judging import check_gates
 from pipeline.execution.building import build_index, index_sizes
@@ -111,9 +111,10 @@ def run(
         started_at = read_alias(store)
         if begin is not None:
             begin(store, prepared.encoder)
-        if lease.waited or started_at != before or begin is not None:
-            # Another job was first, and what it published may be of a newer corpus than was found before; or `begin` changed
-            # what there is to do.
+        redrives = read_redrives(store, prepared.encoder.fingerprint)
+        if lease.waited or started_at != before or redrives != prepared.redrives:
+            # Another job was first, and what it published may be of a newer corpus than was found before; or it began a redrive,
+            # as `begin` does, which changes what there is to do even where nothing came of it.
             prepared = _prepare(config, store, ledger)
         if (same := _unchanged_release(store, started_at, prepared)) is not None:
             # A run that died between its alias entry and this line left its plan open.
@@ -152,6 +153,7 @@ class _Prepared:
     plan: Plan
     encoder: EncoderInForce
     cost: Estimate
+    redrives: Redrives
     inputs: str
 
 
@@ -169,7 +171,8 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     )
     check_fits(cost, config)
     redrives = read_redrives(store, encoder.fingerprint)
-    return _Prepared(plan, encoder, cost, _inputs_key(config, plan, encoder, redrives=len(redrives)))
+    inputs = _inputs_key(config, plan, encoder, redrives=len(redrives))
+    return _Prepared(plan, encoder, cost, redrives, inputs)
 
 
 def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepared) -> ReleaseRecord | None:
@@ -257,7 +260,13 @@ def _build_and_publish(
 ) -> dict[str, Any]:
     current = read_release(session.store, started_at.release) if started_at is not None else None
     plan, encoder = prepared.plan, prepared.encoder
-    cache = open_cache(session.store, encoder.fingerprint, dims=encoder.dims, rows=plan.rows)
+    cache = open_cache(
+        session.store,
+        encoder.fingerprint,
+        dims=encoder.dims,
+        rows=plan.rows,
+        redrives=prepared.redrives,
+    )
     documents = read_documents(session, plan, encoder, cache)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)

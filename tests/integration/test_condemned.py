@@ -9,7 +9,9 @@ import pytest
 
 from pipeline import open_release
 from pipeline.config import ChunkConfig
-from pipeline.errors import ConfigError, ErrorBudgetError
+from pipeline.embedding.stage import condemned_texts, find_cache
+from pipeline.errors import ConfigError, EncoderBrokenError, ErrorBudgetError
+from pipeline.execution import flows
 from pipeline.execution.redriving import redrive
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.work import StoreSpec
@@ -293,6 +295,37 @@ def test_a_redrive_that_a_run_finished_is_not_taken_for_one_of_what_was_condemne
         "not_finite": counts(1, recovered=1),
     }
     assert (summary["documents"], summary["dead_letters"]) == (300, 0)
+
+
+def test_a_run_sees_a_redrive_that_another_job_began_and_left_before_the_run_had_the_lease(
+    tmp_path, monkeypatch
+):
+    corpus(tmp_path, poisoned(rows_of(300), {3: "raise"}))
+    run_inline(conf(tmp_path))
+    mended = conf(tmp_path, encoders=MENDED)
+    spec = StoreSpec(mended.root, mended.storage)
+    hold = flows.hold_root
+
+    def hold_after_a_redrive(*arguments):
+        monkeypatch.undo()
+        with pytest.raises(KeyboardInterrupt):
+            redrive(mended, spec, lambda: Stopping(spec, 1))
+        return hold(*arguments)
+
+    monkeypatch.setattr(flows, "hold_root", hold_after_a_redrive)
+    summary = run_inline(mended)
+    assert (summary["skipped"], summary["documents"], summary["redrives"]) == (False, 300, 1)
+    assert run_inline(mended)["skipped"]
+
+
+def test_an_encoder_that_breaks_for_good_condemns_nothing_here(tmp_path):
+    corpus(tmp_path, poisoned(rows_of(300), {3: "stick"}))
+    config = conf(tmp_path)
+    with pytest.raises(EncoderBrokenError, match="device-side assert"):
+        run_inline(config)
+    cache = find_cache(open_store(config.root), fingerprint(config))
+    assert all(not table.num_rows for table in condemned_texts(open_store(config.root), cache).values())
+    assert run_inline(conf(tmp_path, encoders=MENDED))["documents"] == 300
 
 
 def test_a_redrive_of_one_reason_that_was_stopped_is_reported_on_whole(tmp_path):

@@ -13,6 +13,7 @@ from pipeline.embedding.stage import (
     forget_condemned,
     open_cache,
     plan_units,
+    read_redrives,
     store_given,
     text_bucket_count,
 )
@@ -136,7 +137,7 @@ POISONED = [f"word{i}" + (" faulty_raise" if i == 3 else " faulty_nan" if i == 7
 
 
 def _reopened(store):
-    return open_cache(store, "enc", dims=32, rows=10)
+    return open_cache(store, "enc", dims=32, rows=10, redrives=read_redrives(store, "enc"))
 
 
 def _encode_all(store, cache, files, encoder):

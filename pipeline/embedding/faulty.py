@@ -1,6 +1,7 @@
 """The hashing encoder with faults on demand, for tests and drills: `model: hashing:<dims>!faulty`.
 
-A text that holds one of these words makes the encoder fail; every other text gets the vector that `hashing:<dims>` gives.
+A document that holds one of these words makes the encoder fail; every other text gets the vector that `hashing:<dims>`
+gives. Queries fail by words of their own, `faulty_query_raise` and so on: those that look for marked documents must not.
 
     faulty_raise      raises RuntimeError              faulty_nan    its vector has a NaN
     faulty_memory     raises MemoryError               faulty_inf    its vector has an infinite value
@@ -33,12 +34,14 @@ from pipeline.spaces.fingerprint import EncoderIdentity
 
 __all__ = ["FaultyEncoder"]
 
-FAULT = re.compile(r"\bfaulty_(raise|memory|short|exit|kill|segfault|stick|nan|inf|zero)(?:_first_(\d+))?\b")
+FAULT = re.compile(
+    r"\bfaulty_(query_)?(raise|memory|short|exit|kill|segfault|stick|nan|inf|zero)(?:_first_(\d+))?\b"
+)
 SPOILED = {"nan": np.nan, "inf": np.inf, "zero": 0.0}
 
 
 class FaultyEncoder:
-    """Fails on marked documents; queries are never marked.
+    """Fails on marked documents, and on queries that are marked as such.
 
     Args:
         config: An encoder whose model is `hashing:<dims>!faulty[:<folder>]`.
@@ -56,11 +59,22 @@ class FaultyEncoder:
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Turn n texts into (n, d) float32 of unit length, or fail as the texts say."""
-        faults = [self._fault(self._prompt + text) for text in texts]
+        faults = [self._fault(self._prompt + text, "") for text in texts]
+        return self._spoiled(self._sound.encode_documents(texts), faults)
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Turn n queries into (n, d) float32 of unit length, or fail as the queries say."""
+        faults = [self._fault(text, "query_") for text in texts]
+        return self._spoiled(self._sound.encode_queries(texts), faults)
+
+    def num_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """(n,) words of each text that count, prompt left out."""
+        return self._sound.num_tokens(texts)
+
+    def _spoiled(self, vectors: NDArray[np.float32], faults: Sequence[str]) -> NDArray[np.float32]:
         self._is_stuck |= "stick" in faults
         if self._is_stuck:
             raise RuntimeError("device-side assert triggered")
-        vectors = self._sound.encode_documents(texts)
         for row, fault in enumerate(faults):
             if fault in SPOILED:
                 vectors[row, 0 if fault != "zero" else slice(None)] = SPOILED[fault]
@@ -68,20 +82,12 @@ class FaultyEncoder:
                 _fail(fault)
         return vectors[:-1] if "short" in faults else vectors
 
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Turn n queries into (n, d) float32 of unit length."""
-        return self._sound.encode_queries(texts)
-
-    def num_tokens(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """(n,) words of each text that count, prompt left out."""
-        return self._sound.num_tokens(texts)
-
-    def _fault(self, text: str) -> str:
-        """What is to go wrong with a text now; empty for nothing."""
+    def _fault(self, text: str, kind: str) -> str:
+        """What is to go wrong with a text of a kind now; empty for nothing."""
         found = FAULT.search(text)
-        if found is None:
+        if found is None or (found[1] or "") != kind:
             return ""
-        fault, times = found.groups()
+        _, fault, times = found.groups()
         return fault if times is None or self._tries(text) <= int(times) else ""
 
     def _tries(self, text: str) -> int:

@@ -40,7 +40,7 @@ from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
 from pipeline.execution.estimates import Estimate, check_fits, estimate
-from pipeline.execution.judgement import judge
+from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
 from pipeline.execution.metrics import Metrics
@@ -267,12 +267,14 @@ def _build_and_publish(
         rows=plan.rows,
         redrives=prepared.redrives,
     )
+    # Before anything is built: a query that cannot be encoded ends the run.
+    questions = read_questions(session, encoder)
     documents = read_documents(session, plan, encoder, cache)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
     placed, manifest = build_index(session, plan, encoder, documents, source)
-    manifest, measured = judge(session, encoder, manifest, source, placed)
+    manifest, measured = judge(session, encoder, questions, manifest, source, placed)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,

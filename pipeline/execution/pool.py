@@ -2,9 +2,9 @@
 
 Two tasks at a time stand at each actor, so that none waits for the driver. An actor works in order, so of the tasks that
 stood at one when it died the first unfinished one was at work: it alone is suspect, the other goes back to the queue as if
-nothing had happened. An actor whose encoder broke (EncoderBrokenError) is ended, and counts as dead. A suspect has an actor to itself from then on; half of the actors at most are busy with suspects
-while other work waits. An actor that dies while it loads accuses no task: an encoder that cannot even encode a plain text
-stops the run.
+nothing had happened. An actor whose encoder broke (EncoderBrokenError) is ended, and counts as dead. A suspect has an
+actor to itself from then on; half of the actors at most are busy with suspects while other work waits. An actor that
+dies while it loads accuses no task: an encoder that cannot even encode a plain text stops the run.
 
 What one deadly row costs: the unit dies twice, its pieces (an eighth, an eighth of that, …) once a level, and the row
 three times alone before it is given up: 8 workers in a unit of 1,024 rows, 6 in one of 64, 3 in a unit of that row alone.
@@ -121,7 +121,9 @@ class ActorPool:
                 if not ready:
                     self._say_who_waits()
                 for reference in ready:
-                    yield from self._settle(next(lane for lane in self._lanes if reference in lane.references))
+                    yield from self._settle(
+                        next(lane for lane in self._lanes if reference in lane.references)
+                    )
         finally:
             for lane in self._lanes:
                 ray.kill(lane.actor)

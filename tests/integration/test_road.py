@@ -327,6 +327,22 @@ def test_filtered_queries_are_not_judged_as_if_they_had_no_filter(tmp_path):
         run_inline(config)
 
 
+def test_a_query_that_cannot_be_encoded_ends_the_run_before_anything_is_built(tmp_path):
+    rows = rows_of(200)
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    asked = [{"query_id": f"q{i}", "text": f"river{i}"} for i in range(20)]
+    asked[7]["text"] += " faulty_query_zero"
+    pl.DataFrame(asked).write_parquet(tmp_path / "q.parquet")
+    more = {
+        "evaluation": {"queries": str(tmp_path / "q.parquet")},
+        "encoders": {"words": {"model": "hashing:64!faulty"}},
+    }
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", **more))
+    with pytest.raises(DataError, match=r"q\.parquet: query q7 cannot be encoded: its vector has no length"):
+        run_inline(config)
+    assert not (tmp_path / "root/documents").exists()
+
+
 def test_a_shallow_rerank_is_judged_as_it_is_served(tmp_path):
     """The gate must see the search that users get, not a deeper one."""
     write_parquet(tmp_path / "corpus.parquet", rows_of(600))

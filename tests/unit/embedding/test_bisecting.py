@@ -125,7 +125,9 @@ def test_an_encoder_that_fails_on_a_plain_text_is_to_blame_itself():
 def test_an_encoder_that_breaks_on_a_text_condemns_neither_it_nor_any_after_it():
     encode = Counting()
     for texts in (_texts(64, {20: "stick"}), _texts(64, {})):
-        with pytest.raises(EncoderBrokenError, match=r"fails on 'a plain text' too after: RuntimeError: device"):
+        with pytest.raises(
+            EncoderBrokenError, match=r"fails on 'a plain text' too after: RuntimeError: device"
+        ):
             encode_around(encode, texts, dims=32)
     assert len(encode.calls) <= 2 * (ATTEMPTS + math.log2(64) + 2 * ATTEMPTS)
     _, condemned = encode_around(Counting(), _texts(64, {}), dims=32)
@@ -134,7 +136,7 @@ def test_an_encoder_that_breaks_on_a_text_condemns_neither_it_nor_any_after_it()
 
 @pytest.mark.parametrize("value", [np.nan, 0.0])
 def test_an_encoder_that_gives_useless_vectors_to_everything_condemns_nothing(value):
-    with pytest.raises(EncoderBrokenError, match="too after: its vector has (NaN|no length)"):
+    with pytest.raises(EncoderBrokenError, match=r"too after: its vector has (NaN|no length)"):
         encode_around(lambda texts: np.full((len(texts), 4), value, np.float32), ["a", "b"], dims=4)
 
 

@@ -1,4 +1,4 @@
-"""Encode a batch of texts around those that cannot be encoded. Pure; who remembers the failures is `stage`.
+"""Encode a batch of texts around those that cannot be encoded. Pure; who remembers the failures is `cache`.
 
 A batch on which the encoder raises is tried three times, since the cause may pass; then it is halved until single texts
 are left, and a text that fails three times alone is condemned. p bad ones among n texts cost at most

@@ -32,7 +32,12 @@ from pipeline.corpus import (
     count_reasons,
     plan_corpus,
 )
-from pipeline.embedding.stage import Redrives, bucket_count, open_cache, read_redrives
+from pipeline.embedding.cache import (
+    Redrives,
+    bucket_count,
+    open_cache,
+    read_redrives,
+)
 from pipeline.errors import ConfigError, QualityGateError
 from pipeline.evaluation.judging import check_gates
 from pipeline.execution.building import build_index, index_sizes

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.embedding.bisecting import REASONS
-from pipeline.embedding.stage import (
+from pipeline.embedding.cache import (
     Cache,
     CachedBucket,
     Redrives,

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import open_release
 from pipeline.config import ChunkConfig
-from pipeline.embedding.stage import condemned_texts, find_cache
+from pipeline.embedding.cache import condemned_texts, find_cache
 from pipeline.errors import ConfigError, EncoderBrokenError, ErrorBudgetError
 from pipeline.execution import flows
 from pipeline.execution.redriving import redrive

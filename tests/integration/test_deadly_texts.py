@@ -12,8 +12,9 @@ import structlog
 from pipeline.artifacts import StageOutput
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.corpus import bucket_of, text_hashes
+from pipeline.embedding.cache import CachedBucket, open_cache
 from pipeline.embedding.hashing import HashingEncoder
-from pipeline.embedding.stage import CachedBucket, open_cache, plan_units
+from pipeline.embedding.stage import plan_units
 from pipeline.errors import ConfigError, TransientError
 from pipeline.execution.attempts import WORKER_LOST
 from pipeline.execution.pool import ActorPool

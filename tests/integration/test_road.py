@@ -161,7 +161,7 @@ def test_equal_texts_are_encoded_once(tmp_path):
 
 def test_the_index_does_not_depend_on_the_buckets(built, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.corpus.planning.BUCKET_ROWS", 64)
-    monkeypatch.setattr("pipeline.embedding.stage.ROWS_PER_BUCKET", 64)
+    monkeypatch.setattr("pipeline.embedding.cache.ROWS_PER_BUCKET", 64)
     config, _ = built
     write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
     other = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))

@@ -4,19 +4,16 @@ import pytest
 
 from pipeline.config import EncoderConfig
 from pipeline.corpus import bucket_of, text_hashes
-from pipeline.embedding.faulty import FaultyEncoder
-from pipeline.embedding.hashing import HashingEncoder
-from pipeline.embedding.stage import (
+from pipeline.embedding.cache import (
     CachedBucket,
-    condemn,
-    encode_unit,
     forget_condemned,
     open_cache,
-    plan_units,
     read_redrives,
-    store_given,
     text_bucket_count,
 )
+from pipeline.embedding.faulty import FaultyEncoder
+from pipeline.embedding.hashing import HashingEncoder
+from pipeline.embedding.stage import condemn, encode_unit, plan_units, store_given
 from pipeline.errors import CorruptArtifactError
 from pipeline.tables import hash_keys, vector_array, write_bucketed
 

@@ -12,7 +12,8 @@
     ├── TransientError              the same call may succeed; the runner retries                exit 75
     │   ├── StorageUnavailableError the store did not answer
     │   ├── RootBusyError           another job holds the root; nothing was done
-    │   └── LeaseLostError          this job was silent for so long that another one took the root over
+    │   ├── LeaseLostError          this job was silent for so long that another one took the root over
+    │   └── EncoderBrokenError      a loaded encoder fails on everything now; another process may not
     ├── PublishConflictError        another run moved the alias first; look again                exit 3
     └── QualityGateError            whole, but not good enough to publish                        exit 4
 
@@ -24,6 +25,7 @@ __all__ = [
     "ConfigError",
     "CorruptArtifactError",
     "DataError",
+    "EncoderBrokenError",
     "ErrorBudgetError",
     "FilterError",
     "IncompatibleModelsError",
@@ -112,6 +114,10 @@ class RootBusyError(TransientError):
 
 class LeaseLostError(TransientError):
     """The lease of the root passed to another job, because this one gave no sign of life."""
+
+
+class EncoderBrokenError(TransientError):
+    """An encoder that was sound when it was loaded fails on everything: its process is of no more use, no text is judged."""
 
 
 class PublishConflictError(PipelineError):

@@ -1,9 +1,13 @@
-"""Encode a batch of texts around those that cannot be encoded. Pure; who remembers the failures is `stage`.
+"""Encode a batch of texts around those that cannot be encoded. Pure; who remembers the failures is `cache`.
 
 A batch on which the encoder raises is tried three times, since the cause may pass; then it is halved until single texts
 are left, and a text that fails three times alone is condemned. p bad ones among n texts cost at most
-3 + p * (2 * log2(n) + 6) calls, about. Where memory ran out, the same batch would fail again: it is halved at once.
-A vector that cannot be compared with others condemns its text alone, without another call.
+4 + p * (2 * log2(n) + 7) calls, about. Where memory ran out, the same batch would fail again: it is halved at once.
+A vector that cannot be compared with others condemns its text without further tries.
+
+No text is condemned by an encoder that is broken itself: some errors stay with a process (after an assert on a GPU every
+call fails until the process ends), and memory that others took fails everybody. So a plain text is encoded first, each
+time; if that fails too, nothing is said of any text.
 """
 
 import re
@@ -13,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, EncoderBrokenError, PipelineError
 
 __all__ = [
     "ATTEMPTS",
@@ -73,6 +77,7 @@ def encode_around(
         (n, d) float32, zeros in the rows of condemned texts; the condemned, in order.
 
     Raises:
+        EncoderBrokenError: Texts failed, and then a plain one did: the process should end.
         PipelineError: Whatever of ours the encoder raises: no text is to blame for a lost store or a wrong setting.
     """
     vectors = np.zeros((len(texts), dims), dtype=np.float32)
@@ -85,11 +90,15 @@ def encode_around(
             vectors[start:stop] = _encode_patiently(encode, texts[start:stop], dims, attempts)
         except _GaveUpError as failure:
             if stop - start == 1:
+                _check_unbroken(encode, dims, failure.said)
                 condemned.append(Condemned(start, failure.reason, failure.attempts, failure.said))
                 continue
             middle = (start + stop) // 2
             spans += [(middle, stop), (start, middle)]
-    condemned += _useless(vectors, {found.row for found in condemned})
+    useless = _useless(vectors, {found.row for found in condemned})
+    if useless:
+        _check_unbroken(encode, dims, useless[0].error)
+    condemned += useless
     vectors[[found.row for found in condemned]] = 0
     return vectors, sorted(condemned)
 
@@ -100,10 +109,27 @@ def check_works(encode: Encode, *, dims: int, name: str) -> None:
     Raises:
         ConfigError: It does not.
     """
-    _, condemned = encode_around(encode, [PLAIN_TEXT], dims=dims)
-    for found in condemned:
-        problem = f"cannot encode {PLAIN_TEXT!r}: {found.error}"
+    said = _control(encode, dims)
+    if said is not None:
+        problem = f"cannot encode {PLAIN_TEXT!r}: {said}"
         raise ConfigError(f"encoder {name}", problem, "mend the model, its libraries or its memory")
+
+
+def _check_unbroken(encode: Encode, dims: int, said: str) -> None:
+    """See that an encoder still encodes a plain text after it has failed on another, saying so."""
+    if _control(encode, dims) is not None:
+        problem = f"fails on {PLAIN_TEXT!r} too after: {said}"
+        raise EncoderBrokenError("encoder", problem, "end its process and load it anew")
+
+
+def _control(encode: Encode, dims: int) -> str | None:
+    """What an encoder says that cannot encode a plain text; None if it can."""
+    try:
+        vectors = _encode_patiently(encode, [PLAIN_TEXT], dims, ATTEMPTS)
+    except _GaveUpError as failure:
+        return failure.said
+    useless = _useless(vectors.astype(np.float32), set())
+    return useless[0].error if useless else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,210 +1,31 @@
-"""The embedding cache: a text is encoded once per encoder, ever.
-
-    embeddings/<encoder>/cache.json                  dims and number of buckets, fixed by the first run
-    embeddings/<encoder>/<bucket>/<hash>.parquet     text_hash, embedding; sorted by text_hash
-    embeddings/<encoder>/<bucket>/<hash>.condemned.parquet     texts that cannot be encoded, and why
-    embeddings/<encoder>/<bucket>/log/<seq>.json     which files count
-    embeddings/<encoder>/redrives/<seq>.json         condemnations that are forgotten from then on; <seq>.done.json: the
-                                                     run that followed came to its end
+"""Filling the embedding cache, task by task.
 
 `plan_units` finds the texts of one bucket that have no vector yet and cuts them into units; `encode_unit` encodes one;
-`store_given` adds ready-made vectors; `CachedBucket` fetches vectors by text hash. Whatever crashes, only units in
-flight are encoded again.
-
-A text that cannot be encoded is condemned: no run tries it again until a redrive forgets that. A condemnation says after how
-many redrives it was made, so that one append to one log forgets all earlier ones, and a slow worker of an older run
-condemns nothing that was redriven meanwhile.
+`condemn` stands for one that could not; `store_given` adds ready-made vectors. Whatever crashes, only units in flight are
+encoded again.
 """
 
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from pipeline.artifacts import FORMAT_VERSION, FileRef, StageOutput
+from pipeline.artifacts import FileRef, StageOutput
 from pipeline.embedding.bisecting import Condemned, encode_around
+from pipeline.embedding.cache import Cache, CachedBucket, add_condemned, add_vectors, first_of_each
 from pipeline.embedding.encoder import TextEncoder
-from pipeline.errors import CorruptArtifactError, MissingFileError
-from pipeline.schemas import TEXT_HASH, embeddings_schema
-from pipeline.storage import Log, Store, canonical_json, exists, is_whole, side_by_side
-from pipeline.tables import RawFile, hash_keys, read_bucket, read_columns, vector_array, write_table
+from pipeline.schemas import TEXT_HASH
+from pipeline.storage import Store
+from pipeline.tables import hash_keys, read_bucket, read_columns, vector_array, write_table
 
-__all__ = [
-    "Cache",
-    "CachedBucket",
-    "bucket_count",
-    "cached_bytes",
-    "condemn",
-    "condemned_texts",
-    "encode_unit",
-    "find_cache",
-    "finish_redrive",
-    "forget_condemned",
-    "is_redrive_finished",
-    "open_cache",
-    "plan_units",
-    "read_redrives",
-    "store_given",
-    "text_bucket_count",
-]
+__all__ = ["condemn", "encode_unit", "plan_units", "store_given"]
 
-ROWS_PER_BUCKET = 65_536
-MAX_BUCKETS = 4096
 GIVEN_FILE_ROWS = 16_384
 """Rows of one file of ready-made vectors."""
 
 UNIT_SCHEMA = pa.schema(
     [pa.field("text_hash", TEXT_HASH, nullable=False), pa.field("text", pa.string(), nullable=False)]
 )
-CONDEMNED = pa.schema(
-    [
-        pa.field("text_hash", TEXT_HASH, nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("attempts", pa.int32(), nullable=False),
-        pa.field("error", pa.string(), nullable=False),
-    ]
-)
-"""Texts that cannot be encoded; `reason` is one of bisecting.REASONS."""
-
-Redrives = tuple[tuple[str, ...], ...]
-"""The reasons that each redrive forgot, oldest first; none: every reason."""
-
-
-@dataclass(frozen=True)
-class Cache:
-    """Vectors of one encoder."""
-
-    folder: str
-    buckets: int
-    dims: int
-    redrives: Redrives = ()
-    """As they were when the run began."""
-
-    @property
-    def generation(self) -> int:
-        """Redrives so far: keys what is tried again after one."""
-        return len(self.redrives)
-
-    def bucket_folder(self, bucket: int) -> str:
-        """Folder of one bucket."""
-        return f"{self.folder}/{bucket:04d}"
-
-    def log(self, store: Store, bucket: int) -> Log:
-        """The log of one bucket."""
-        return Log(store, f"{self.bucket_folder(bucket)}/log")
-
-
-def text_bucket_count(rows: int) -> int:
-    """Power of two that gives a bucket at most ROWS_PER_BUCKET of the rows."""
-    return min(MAX_BUCKETS, 1 << max(0, -(-rows // ROWS_PER_BUCKET) - 1).bit_length())
-
-
-def bucket_count(store: Store, encoder: str, rows: int) -> int:
-    """Buckets that the cache of an encoder has, or that a first run on `rows` rows would give it."""
-    cache = find_cache(store, encoder)
-    return cache.buckets if cache is not None else text_bucket_count(rows)
-
-
-def open_cache(store: Store, encoder: str, *, dims: int, rows: int) -> Cache:
-    """The cache of an encoder; the first run fixes the number of buckets.
-
-    Args:
-        store: The root.
-        encoder: Fingerprint of the encoder.
-        dims: Width of its vectors.
-        rows: Rows of the corpus now.
-
-    Raises:
-        CorruptArtifactError: The cache holds vectors of another width.
-    """
-    folder = f"embeddings/{encoder}"
-    path = f"{folder}/cache.json"
-    redrives = read_redrives(store, encoder)
-    wanted = {"format": FORMAT_VERSION, "dims": dims, "buckets": text_bucket_count(rows)}
-    if store.put_if_absent(path, canonical_json(wanted)):
-        return Cache(folder, wanted["buckets"], dims, redrives)
-    found = json.loads(store.read(path))
-    if found["dims"] != dims:
-        problem = f"expected vectors of {dims} dimensions, found {found['dims']}"
-        raise CorruptArtifactError(f"{store.uri}/{path}", problem, "use another root, or delete this folder")
-    return Cache(folder, int(found["buckets"]), dims, redrives)
-
-
-def find_cache(store: Store, encoder: str) -> Cache | None:
-    """The cache of an encoder as it is; None before a first run."""
-    folder = f"embeddings/{encoder}"
-    try:
-        found = json.loads(store.read(f"{folder}/cache.json"))
-    except MissingFileError:
-        return None
-    return Cache(folder, int(found["buckets"]), int(found["dims"]), read_redrives(store, encoder))
-
-
-def condemned_texts(store: Store, cache: Cache) -> dict[int, pa.Table]:
-    """By bucket, the texts that no redrive forgot, as CONDEMNED; those too that got a vector since."""
-
-    def find(bucket: int) -> pa.Table:
-        return _condemned(store, cache, cache.log(store, bucket).entries())
-
-    return dict(enumerate(side_by_side(find, range(cache.buckets))))
-
-
-def read_redrives(store: Store, encoder: str) -> Redrives:
-    """The redrives of an encoder's cache so far."""
-    return tuple(tuple(entry["reasons"]) for entry in _redrive_log(store, encoder).entries())
-
-
-def forget_condemned(store: Store, encoder: str, *, after: Redrives, reasons: Sequence[str]) -> Redrives:
-    """Forget condemnations, so that the next run tries their texts again; nothing is deleted.
-
-    Args:
-        store: The root.
-        encoder: Fingerprint of the encoder.
-        after: The redrives that the caller knows of; where another job began one meanwhile, the new one follows it.
-        reasons: The reasons to forget; none: all.
-
-    Returns:
-        The redrives with the new one.
-    """
-    log = _redrive_log(store, encoder)
-    entry = {"reasons": sorted(reasons)}
-    seq = len(after) + 1
-    while not log.append(seq, entry):
-        seq += 1
-    return read_redrives(store, encoder)
-
-
-def finish_redrive(store: Store, encoder: str, number: int) -> None:
-    """Record that the run after a redrive came to its end."""
-    store.put_if_absent(_end_path(encoder, number), canonical_json({"state": "done"}))
-
-
-def is_redrive_finished(store: Store, encoder: str, number: int) -> bool:
-    """Whether the run after a redrive came to its end."""
-    return exists(store, _end_path(encoder, number))
-
-
-def _end_path(encoder: str, number: int) -> str:
-    return f"embeddings/{encoder}/redrives/{number:08d}.done.json"
-
-
-def _redrive_log(store: Store, encoder: str) -> Log:
-    return Log(store, f"embeddings/{encoder}/redrives")
-
-
-def cached_bytes(store: Store, encoder: str) -> int:
-    """Bytes of all vectors in the cache of an encoder, by its logs; 0 where there is no cache."""
-    cache = find_cache(store, encoder)
-    if cache is None:
-        return 0
-    entries = side_by_side(lambda bucket: cache.log(store, bucket).entries(), range(cache.buckets))
-    files = [entry["file"] for bucket in entries for entry in bucket if "file" in entry]
-    return sum({file["path"]: int(file["bytes"]) for file in files}.values())
 
 
 def plan_units(
@@ -237,7 +58,7 @@ def store_given(store: Store, cache: Cache, bucket: int, texts: Sequence[FileRef
     table, missing, _ = _missing(store, cache, bucket, texts, "embedding")
     starts = range(0, missing.num_rows, GIVEN_FILE_ROWS)
     files = {
-        f"given-{i:06d}": _add(store, cache, bucket, missing.slice(a, GIVEN_FILE_ROWS))
+        f"given-{i:06d}": add_vectors(store, cache, bucket, missing.slice(a, GIVEN_FILE_ROWS))
         for i, a in enumerate(starts)
     }
     return StageOutput(files=files, numbers={"texts": table.num_rows, "missing": missing.num_rows})
@@ -273,9 +94,9 @@ def encode_unit(
     if is_good.any():
         hashes = table["text_hash"].filter(pa.array(is_good))
         done = pa.table({"text_hash": hashes, "embedding": vector_array(vectors[is_good])})
-        files["embeddings"] = _add(store, cache, bucket, done)
+        files["embeddings"] = add_vectors(store, cache, bucket, done)
     if failed:
-        files["condemned"] = _condemn(store, cache, bucket, table["text_hash"], failed)
+        files["condemned"] = add_condemned(store, cache, bucket, table["text_hash"], failed)
     return StageOutput(files=files, numbers={"encoded": int(is_good.sum()), "condemned": len(failed)})
 
 
@@ -293,63 +114,8 @@ def condemn(  # noqa: PLR0913  (which texts, and what is known of them)
     """Condemn rows [start, stop) of a unit, as `encode_unit` would if it could come back from what they do to it."""
     table = _rows_of(store, unit, rows)
     found = [Condemned(row, reason, attempts, error) for row in range(table.num_rows)]
-    ref = _condemn(store, cache, bucket, table["text_hash"], found)
+    ref = add_condemned(store, cache, bucket, table["text_hash"], found)
     return StageOutput(files={"condemned": ref}, numbers={"encoded": 0, "condemned": table.num_rows})
-
-
-class CachedBucket:
-    """Vectors of one bucket by text hash; opens the bucket's files once.
-
-    Args:
-        store: The root.
-        cache: The encoder's cache.
-        bucket: Bucket of text hashes.
-    """
-
-    def __init__(self, store: Store, cache: Cache, bucket: int) -> None:
-        self._place = f"{store.uri}/{cache.bucket_folder(bucket)}"
-        self._dims = cache.dims
-        entries = cache.log(store, bucket).entries()
-        self._files = [(file, _raw_keys(file)) for file in _files(store, entries)]
-        self.condemned = self._without_vector(_condemned(store, cache, entries))
-        """Texts that are condemned now, as CONDEMNED sorted by text_hash; none of them has a vector."""
-
-    @property
-    def keys(self) -> NDArray[np.bytes_]:
-        """(n,) S16 hashes of the texts that have a vector."""
-        return np.concatenate([np.zeros(0, "S16"), *(keys for _, keys in self._files)])
-
-    def read(self, hashes: NDArray[np.bytes_]) -> NDArray[np.float32]:
-        """Vectors of texts.
-
-        Args:
-            hashes: (n,) S16, sorted and distinct.
-
-        Returns:
-            (n, d) float32.
-
-        Raises:
-            CorruptArtifactError: A text has no vector.
-        """
-        vectors = np.empty((len(hashes), self._dims), dtype=np.float32)
-        absent = np.ones(len(hashes), dtype=bool)
-        for file, keys in self._files:
-            places = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
-            here = absent & (keys[places] == hashes)
-            if here.any():
-                first, last = int(places[here].min()), int(places[here].max()) + 1
-                vectors[here] = file.read("embedding", [(first, last)])[0].view(np.float32)[
-                    places[here] - first
-                ]
-                absent &= ~here
-        if absent.any():
-            raise CorruptArtifactError(
-                self._place, f"{int(absent.sum())} texts have no vector", "rerun `strata run`"
-            )
-        return vectors
-
-    def _without_vector(self, table: pa.Table) -> pa.Table:
-        return table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), self.keys)))
 
 
 def _rows_of(store: Store, unit: FileRef, rows: tuple[int, int] | None) -> pa.Table:
@@ -358,80 +124,13 @@ def _rows_of(store: Store, unit: FileRef, rows: tuple[int, int] | None) -> pa.Ta
     return table.slice(start, stop - start)
 
 
-def _condemn(
-    store: Store, cache: Cache, bucket: int, hashes: pa.ChunkedArray, failed: Sequence[Condemned]
-) -> FileRef:
-    rows = pa.array([found.row for found in failed], pa.int64())
-    columns = [[found[i] for found in failed] for i in (1, 2, 3)]
-    table = pa.table([hashes.take(rows), *columns], schema=CONDEMNED)
-    ref = write_table(store, cache.bucket_folder(bucket), CONDEMNED, [table], suffix=".condemned.parquet")
-    _log(store, cache, bucket, {"condemned": ref.model_dump(mode="json"), "generation": cache.generation})
-    return ref
-
-
 def _missing(
     store: Store, cache: Cache, bucket: int, texts: Sequence[FileRef], column: str
 ) -> tuple[pa.Table, pa.Table, int]:
     """Distinct texts of a bucket, sorted by hash; those of them to be encoded; the number that is condemned."""
     pieces = [read_bucket(store, ref.path, bucket, ["text_hash", column]) for ref in texts]
-    table = _first_of_each(pa.concat_tables(pieces))
+    table = first_of_each(pa.concat_tables(pieces))
     cached = CachedBucket(store, cache, bucket)
     missing = table.filter(pa.array(~np.isin(hash_keys(table["text_hash"]), cached.keys)))
     is_condemned = np.isin(hash_keys(missing["text_hash"]), hash_keys(cached.condemned["text_hash"]))
     return table, missing.filter(pa.array(~is_condemned)), int(is_condemned.sum())
-
-
-def _add(store: Store, cache: Cache, bucket: int, table: pa.Table) -> FileRef:
-    """Write vectors and append the file to the bucket's log."""
-    ref = write_table(store, cache.bucket_folder(bucket), embeddings_schema(cache.dims), [table])
-    _log(store, cache, bucket, {"file": ref.model_dump(mode="json")})
-    return ref
-
-
-def _log(store: Store, cache: Cache, bucket: int, entry: dict[str, Any]) -> None:
-    log = cache.log(store, bucket)
-    seq = log.newest() + 1
-    while not log.append(seq, entry):
-        seq += 1
-
-
-def _files(store: Store, entries: Sequence[dict[str, Any]]) -> Iterator[RawFile]:
-    """Files that the log names; one that is gone or cut short holds no vectors, and its texts are encoded again."""
-    for ref in _named(entries, "file"):
-        if is_whole(store, ref):
-            yield RawFile(store, ref, ["text_hash", "embedding"])
-
-
-def _condemned(store: Store, cache: Cache, entries: Sequence[dict[str, Any]]) -> pa.Table:
-    """Condemnations that no redrive forgot; the latest of each text. A file that is gone condemns nothing."""
-    tables = [CONDEMNED.empty_table()]
-    for entry in reversed([entry for entry in entries if "condemned" in entry]):
-        ref = FileRef.model_validate(entry["condemned"])
-        later = cache.redrives[entry["generation"] :]
-        if () not in later and is_whole(store, ref):
-            table = read_columns(store, ref.path)
-            forgotten = pa.array([reason for reasons in later for reason in reasons], pa.string())
-            tables.append(table.filter(pc.invert(pc.is_in(table["reason"], forgotten))))
-    return _first_of_each(pa.concat_tables(tables))
-
-
-def _named(entries: Sequence[dict[str, Any]], role: str) -> list[FileRef]:
-    refs = {entry[role]["path"]: FileRef.model_validate(entry[role]) for entry in entries if role in entry}
-    return list(refs.values())
-
-
-def _raw_keys(file: RawFile) -> NDArray[np.bytes_]:
-    return np.ascontiguousarray(file.read_all("text_hash")).view("S16").reshape(-1)
-
-
-def _first_of_each(table: pa.Table) -> pa.Table:
-    """One row per text_hash, sorted by it."""
-    table = table.take(pc.sort_indices(table, sort_keys=[("text_hash", "ascending")]))
-    keys = hash_keys(table["text_hash"])
-    return table.filter(pa.array(_starts_a_run(keys)))
-
-
-def _starts_a_run(keys: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    first = np.ones(len(keys), dtype=bool)
-    first[1:] = keys[1:] != keys[:-1]
-    return first

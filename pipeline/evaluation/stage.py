@@ -13,7 +13,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, StageOutput
-from pipeline.index.reader import IndexReader, QueryEncoder
+from pipeline.embedding.bisecting import encode_around
+from pipeline.embedding.encoder import TextEncoder
+from pipeline.errors import DataError
+from pipeline.index.reader import IndexReader
 from pipeline.index.scoring import Candidates, RunningBest, best_documents
 from pipeline.index.stage import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
@@ -56,9 +59,26 @@ def write_query_vectors(store: Store, vectors: NDArray[np.float32]) -> FileRef:
     return write_table(store, "scratch/queries", schema, [pa.table([vector_array(vectors)], schema=schema)])
 
 
-def encode_query_texts(store: Store, encoder: QueryEncoder, *, texts: Sequence[str]) -> StageOutput:
-    """Encode query texts into a file of `write_query_vectors`, under the role `queries`."""
-    ref = write_query_vectors(store, encoder.encode_queries(list(texts)))
+def encode_query_texts(
+    store: Store, encoder: TextEncoder, *, texts: Sequence[str], query_ids: Sequence[str], place: str
+) -> StageOutput:
+    """Encode query texts into a file of `write_query_vectors`, under the role `queries`.
+
+    Args:
+        store: The root.
+        encoder: Of the queries.
+        texts: (q,) what is asked.
+        query_ids: (q,) their names.
+        place: Where they stand, for messages.
+
+    Raises:
+        DataError: The encoder fails on one, or its vector cannot be compared with others.
+    """
+    vectors, failed = encode_around(encoder.encode_queries, texts, dims=encoder.identity.dims)
+    for found in failed:
+        problem = f"query {query_ids[found.row]} cannot be encoded: {found.error}"
+        raise DataError(place, problem, "mend its text, or take it out")
+    ref = write_query_vectors(store, vectors)
     return StageOutput(files={"queries": ref}, numbers={"queries": ref.rows})
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.artifacts import FileRef, Plan, StageOutput
 from pipeline.config import Config
 from pipeline.corpus import merge_documents, read_shard
-from pipeline.embedding.stage import Cache
+from pipeline.embedding.cache import Cache
 from pipeline.errors import DataError
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.session import Session

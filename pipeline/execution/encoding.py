@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
-from pipeline.embedding.stage import Cache, plan_units, store_given
+from pipeline.embedding.cache import Cache
+from pipeline.embedding.stage import plan_units, store_given
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.session import Session

@@ -32,7 +32,12 @@ from pipeline.corpus import (
     count_reasons,
     plan_corpus,
 )
-from pipeline.embedding.stage import bucket_count, open_cache, read_redrives
+from pipeline.embedding.cache import (
+    Redrives,
+    bucket_count,
+    open_cache,
+    read_redrives,
+)
 from pipeline.errors import ConfigError, QualityGateError
 from pipeline.evaluation.judging import check_gates
 from pipeline.execution.building import build_index, index_sizes
@@ -40,7 +45,7 @@ from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
 from pipeline.execution.estimates import Estimate, check_fits, estimate, expected_vectors
-from pipeline.execution.judgement import judge
+from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
 from pipeline.execution.metrics import Metrics
@@ -109,9 +114,10 @@ def run(
         started_at = read_alias(store)
         if begin is not None:
             begin(store, prepared.encoder)
-        if lease.waited or started_at != before or begin is not None:
-            # Another job was first, and what it published may be of a newer corpus than was found before; or `begin` changed
-            # what there is to do.
+        redrives = read_redrives(store, prepared.encoder.fingerprint)
+        if lease.waited or started_at != before or redrives != prepared.redrives:
+            # Another job was first, and what it published may be of a newer corpus than was found before; or it began a redrive,
+            # as `begin` does, which changes what there is to do even where nothing came of it.
             prepared = _prepare(config, store, ledger)
         if (same := _unchanged_release(store, started_at, prepared)) is not None:
             # A run that died between its alias entry and this line left its plan open.
@@ -150,6 +156,7 @@ class _Prepared:
     plan: Plan
     encoder: EncoderInForce
     cost: Estimate
+    redrives: Redrives
     inputs: str
 
 
@@ -167,7 +174,8 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     )
     check_fits(cost, config)
     redrives = read_redrives(store, encoder.fingerprint)
-    return _Prepared(plan, encoder, cost, _inputs_key(config, plan, encoder, redrives=len(redrives)))
+    inputs = _inputs_key(config, plan, encoder, redrives=len(redrives))
+    return _Prepared(plan, encoder, cost, redrives, inputs)
 
 
 def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepared) -> ReleaseRecord | None:
@@ -264,14 +272,20 @@ def _build_and_publish(
     current = read_release(session.store, started_at.release) if started_at is not None else None
     plan, encoder = prepared.plan, prepared.encoder
     cache = open_cache(
-        session.store, encoder.fingerprint, dims=encoder.dims, rows=expected_vectors(plan, session.config)
+        session.store,
+        encoder.fingerprint,
+        dims=encoder.dims,
+        rows=expected_vectors(plan, session.config),
+        redrives=prepared.redrives,
     )
+    # Before anything is built: a query that cannot be encoded ends the run.
+    questions = read_questions(session, encoder)
     documents = read_documents(session, plan, encoder, cache)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
     placed, manifest = build_index(session, plan, encoder, documents, source)
-    manifest, measured = judge(session, encoder, manifest, source, placed)
+    manifest, measured = judge(session, encoder, questions, manifest, source, placed)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,

@@ -42,12 +42,24 @@ from pipeline.index.reader import IndexReader
 from pipeline.index.stage import VectorSource, sample_vectors
 from pipeline.storage import canonical_json
 
-__all__ = ["judge"]
+__all__ = ["Questions", "judge", "read_questions"]
 
 FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
 CURVE_QUERIES = 200
 """Reported queries on which recall is measured at other numbers of probes."""
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Queries that people ask, encoded: they need nothing of the index."""
+
+    vectors: NDArray[np.float32]
+    """(q, d), those that are reported first, then those that only tune."""
+    query_ids: tuple[str, ...]
+    """Of the reported ones."""
+    recall_queries: tuple[str, ...]
+    qrels: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -76,9 +88,42 @@ class _Judged:
         )
 
 
+def read_questions(session: Session, encoder: EncoderInForce) -> Questions | None:
+    """The configured queries, in their roles and with their vectors; None where documents stand in for queries.
+
+    Raises:
+        DataError: The queries or their judgments break their contract, or one cannot be encoded.
+        ConfigError: They are texts, and no encoder is configured.
+    """
+    evaluation = session.config.evaluation
+    if evaluation.queries is None:
+        return None
+    queries = _unfiltered(
+        read_queries(evaluation.queries, session.config.storage, dims=encoder.dims), evaluation.queries
+    )
+    qrels = read_qrels(evaluation.qrels, session.config.storage) if evaluation.qrels is not None else {}
+    judged = [q for q in queries.query_ids if q in qrels]
+    if qrels and not judged:
+        problem = f"none of its {len(qrels)} judged queries is among those of {evaluation.queries}"
+        raise DataError(str(evaluation.qrels), problem, "make query-id agree with query_id")
+    recall = sorted(judged or queries.query_ids, key=_by_hash)[: evaluation.sample_queries]
+    wanted = {*recall, *judged}
+    spare = sorted({*queries.query_ids} - wanted, key=_by_hash)[:TUNING_QUERIES]
+    spare = spare if len(spare) >= FEWEST_TUNING_QUERIES else []
+    place = {query: i for i, query in enumerate(queries.query_ids)}
+    reported = [query for query in queries.query_ids if query in wanted]
+    return Questions(
+        vectors=_query_vectors(session, queries.subset([place[q] for q in [*reported, *spare]]), encoder),
+        query_ids=tuple(reported),
+        recall_queries=tuple(recall),
+        qrels={query: qrels[query] for query in judged},
+    )
+
+
 def judge(
     session: Session,
     encoder: EncoderInForce,
+    questions: Questions | None,
     manifest: IndexManifest,
     source: VectorSource,
     placed: Sequence[FileRef],
@@ -87,12 +132,13 @@ def judge(
 
     Args:
         session: The run.
-        encoder: Of the queries.
+        encoder: Names the space of the vectors.
+        questions: What `read_questions` found.
         manifest: The index.
         source: What it holds.
         placed: Files of `place_bucket`, in the order of the buckets.
     """
-    judged = _judged_queries(session, encoder, source)
+    judged = _judged_queries(session, questions, source)
     asked = write_query_vectors(session.store, np.concatenate([judged.vectors, judged.tuning]))
     inputs = {
         "texts": digest(source.texts),
@@ -188,37 +234,22 @@ def _identified(manifest: IndexManifest) -> IndexManifest:
     return manifest.model_copy(update={"index": hashlib.sha256(content).hexdigest()[:32]})
 
 
-def _judged_queries(session: Session, encoder: EncoderInForce, source: VectorSource) -> _Judged:
-    evaluation = session.config.evaluation
-    if evaluation.queries is None:
+def _judged_queries(session: Session, questions: Questions | None, source: VectorSource) -> _Judged:
+    if questions is None:
         return _document_queries(session, source)
-    queries = _unfiltered(
-        read_queries(evaluation.queries, session.config.storage, dims=encoder.dims), evaluation.queries
-    )
-    qrels = read_qrels(evaluation.qrels, session.config.storage) if evaluation.qrels is not None else {}
-    judged = [q for q in queries.query_ids if q in qrels]
-    if qrels and not judged:
-        problem = f"none of its {len(qrels)} judged queries is among those of {evaluation.queries}"
-        raise DataError(str(evaluation.qrels), problem, "make query-id agree with query_id")
-    recall = sorted(judged or queries.query_ids, key=_by_hash)
-    recall = recall[: evaluation.sample_queries]
-    wanted = {*recall, *judged}
-    spare = sorted({*queries.query_ids} - wanted, key=_by_hash)[:TUNING_QUERIES]
-    spare = spare if len(spare) >= FEWEST_TUNING_QUERIES else []
-    place = {query: i for i, query in enumerate(queries.query_ids)}
-    reported = [query for query in queries.query_ids if query in wanted]
-    vectors = _query_vectors(session, queries.subset([place[q] for q in [*reported, *spare]]), encoder)
-    tuning = vectors[len(reported) :]
-    if not spare:
+    reported = len(questions.query_ids)
+    tuning = questions.vectors[reported:]
+    is_spare = len(tuning) > 0
+    if not is_spare:
         tuning, _ = sample_vectors(session.store, source, TUNING_QUERIES, from_end=True)
     return _Judged(
-        vectors=vectors[: len(reported)],
-        query_ids=tuple(reported),
-        own_documents=(None,) * len(reported),
-        recall_queries=tuple(recall),
+        vectors=questions.vectors[:reported],
+        query_ids=questions.query_ids,
+        own_documents=(None,) * reported,
+        recall_queries=questions.recall_queries,
         tuning=tuning,
-        tuned_on_documents=not spare,
-        qrels={query: qrels[query] for query in judged},
+        tuned_on_documents=not is_spare,
+        qrels=questions.qrels,
     )
 
 
@@ -253,13 +284,13 @@ def _document_queries(session: Session, source: VectorSource) -> _Judged:
 def _query_vectors(session: Session, queries: Queries, encoder: EncoderInForce) -> NDArray[np.float32]:
     if queries.vectors is not None:
         return queries.vectors / np.linalg.norm(queries.vectors, axis=1, keepdims=True)
+    place = str(session.config.evaluation.queries)
     if encoder.spec is None:
         problem = "has texts, and no encoder is configured"
-        raise ConfigError(
-            str(session.config.evaluation.queries), problem, "give vectors, or configure an encoder"
-        )
+        raise ConfigError(place, problem, "give vectors, or configure an encoder")
     inputs = {"texts": queries.texts, "encoder": encoder.query_fingerprint}
-    task = Task("queries", inputs, partial(encode_query_texts, texts=queries.texts or ()))
+    call = partial(encode_query_texts, texts=queries.texts or (), query_ids=queries.query_ids, place=place)
+    task = Task("queries", inputs, call)
     output = session.outputs("judge", [task], encoder=encoder)[0]
     return read_query_vectors(session.store, output.files["queries"])
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from pipeline.config import Config
 from pipeline.corpus import plan_corpus
+from pipeline.embedding.cache import bucket_count
 from pipeline.embedding.encoder import load_encoder
 from pipeline.embedding.precision import SAMPLE_TEXTS
-from pipeline.embedding.stage import bucket_count
 from pipeline.errors import MissingFileError
 from pipeline.execution.encoders import EncoderInForce, encoder_in_force
 from pipeline.execution.estimates import CONSTANTS, check_fits, estimate, expected_vectors

@@ -2,9 +2,9 @@
 
 Two tasks at a time stand at each actor, so that none waits for the driver. An actor works in order, so of the tasks that
 stood at one when it died the first unfinished one was at work: it alone is suspect, the other goes back to the queue as if
-nothing had happened. A suspect has an actor to itself from then on; half of the actors at most are busy with suspects
-while other work waits. An actor that dies while it loads accuses no task: an encoder that cannot even encode a plain text
-stops the run.
+nothing had happened. An actor whose encoder broke (EncoderBrokenError) is ended, and counts as dead. A suspect has an
+actor to itself from then on; half of the actors at most are busy with suspects while other work waits. An actor that
+dies while it loads accuses no task: an encoder that cannot even encode a plain text stops the run.
 
 What one deadly row costs: the unit dies twice, its pieces (an eighth, an eighth of that, …) once a level, and the row
 three times alone before it is given up: 8 workers in a unit of 1,024 rows, 6 in one of 64, 3 in a unit of that row alone.
@@ -20,7 +20,7 @@ from typing import Any
 import structlog
 
 from pipeline.artifacts import StageOutput
-from pipeline.errors import PipelineError, TransientError
+from pipeline.errors import EncoderBrokenError, PipelineError, TransientError
 from pipeline.execution.attempts import WORKER_LOST
 from pipeline.execution.work import Done, Task
 
@@ -29,6 +29,8 @@ __all__ = ["ActorPool", "result_of"]
 TASKS_PER_ACTOR = 2
 DEATHS_OF_A_UNIT, DEATHS_OF_A_PIECE, DEATHS_ALONE = 2, 1, 3
 """Workers that a whole task, a piece of one, and a piece that cannot be cut may kill."""
+SILENCE_S = 30.0
+"""After so long without news, it is said how many actors still wait for room, or load."""
 
 
 @dataclass(eq=False)
@@ -40,6 +42,8 @@ class _Item:
     deaths: int = 0
     transient: int = 0
     is_piece: bool = False
+    earlier: tuple[str, ...] = ()
+    """What befell the whole before it was cut; with its first piece, as it is counted once."""
 
     @property
     def is_suspect(self) -> bool:
@@ -47,7 +51,7 @@ class _Item:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        return (WORKER_LOST,) * self.deaths + (TransientError.__name__,) * self.transient
+        return self.earlier + (WORKER_LOST,) * self.deaths + (TransientError.__name__,) * self.transient
 
 
 @dataclass(eq=False)
@@ -112,11 +116,24 @@ class ActorPool:
         try:
             while self._left:
                 self._fill()
-                ready, _ = ray.wait([r for lane in self._lanes for r in lane.references], num_returns=1)
-                yield from self._settle(next(lane for lane in self._lanes if ready[0] in lane.references))
+                references = [r for lane in self._lanes for r in lane.references]
+                ready, _ = ray.wait(references, num_returns=1, timeout=SILENCE_S)
+                if not ready:
+                    self._say_who_waits()
+                for reference in ready:
+                    yield from self._settle(
+                        next(lane for lane in self._lanes if reference in lane.references)
+                    )
         finally:
             for lane in self._lanes:
                 ray.kill(lane.actor)
+
+    def _say_who_waits(self) -> None:
+        loading = sum(lane.loading is not None for lane in self._lanes)
+        if loading:
+            structlog.get_logger().info(
+                "waiting_for_actors", loading=loading, ready=len(self._lanes) - loading
+            )
 
     def _new_lane(self) -> _Lane:
         actor = self._start()
@@ -184,12 +201,14 @@ class ActorPool:
             yield place, _joined(self._done.pop(place))
 
     def _replace(self, lane: _Lane, said: str) -> None:
+        import ray
 
         self._dead_at_loading += lane.loading is not None
         if self._dead_at_loading > self._max_retries + self._size:
             raise _lost(
                 f"{self._dead_at_loading} workers in a row died while they loaded the encoder ({said})"
             )
+        ray.kill(lane.actor)
         self._lanes[self._lanes.index(lane)] = self._new_lane()
 
     def _queue(self, *items: _Item) -> None:
@@ -214,7 +233,9 @@ class ActorPool:
             self._queue(item)
         elif pieces:
             self._left[item.place] += len(pieces) - 1
-            self._queue(*(_Item(item.place, piece, is_piece=True) for piece in pieces))
+            cut = [_Item(item.place, piece, is_piece=True) for piece in pieces]
+            cut[0].earlier = item.failures
+            self._queue(*cut)
         else:
             given_up = self._record(rescue.give_up(item.deaths, said))
             recorded = replace(given_up, peak_mb=0.0, failures=item.failures)
@@ -251,7 +272,7 @@ def _lost(problem: str) -> TransientError:
 
 
 def _death_of(reference: Any) -> str | None:
-    """Why the worker died at a call, in words that do not differ from run to run; None: it did not die."""
+    """Why the worker died at a call, or is as good as dead, in words that do not differ from run to run; None: it did not."""
     import ray
 
     try:
@@ -261,7 +282,10 @@ def _death_of(reference: Any) -> str | None:
     except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
         is_memory = "memory" in str(error) and "threshold" in str(error)
         return "it was killed for the memory it took" if is_memory else "its process ended"
-    except Exception:  # noqa: BLE001  (what the task raised: `result_of` raises it)
+    except ray.exceptions.RayTaskError as error:
+        # What the task raised otherwise, `result_of` raises.
+        return f"its encoder {error.cause.problem}" if isinstance(error.cause, EncoderBrokenError) else None
+    except Exception:  # noqa: BLE001  (`result_of` raises it)
         return None
     return None
 

@@ -1,7 +1,9 @@
 """`redrive`: after a fix, try the texts again that an encoder had failed on, and say what became of them.
 
-A redrive is one entry of a log, which forgets every condemnation made before it, and then an ordinary run. A second
-entry of its kind says that the run came to its end: one that was stopped is gone on with, not begun anew.
+A redrive is one entry of a log, which forgets every condemnation made before it, and then an ordinary run. A mark beside
+the entry says that the run came to its end. One that did not is gone on with as long as nothing was condemned since:
+what was, be it by that run or by a later one, only a new entry forgets. Whatever redrives of the same kind did not come
+to their end are reported on together.
 """
 
 from collections import Counter
@@ -17,12 +19,14 @@ from numpy.typing import NDArray
 
 from pipeline.config import Config
 from pipeline.embedding.bisecting import REASONS
-from pipeline.embedding.stage import (
+from pipeline.embedding.cache import (
     Cache,
     CachedBucket,
+    Redrives,
     condemned_texts,
     find_cache,
     finish_redrive,
+    first_of_each,
     forget_condemned,
     is_redrive_finished,
 )
@@ -92,23 +96,41 @@ class _Begun:
 
 
 def _begin(store: Store, encoder: EncoderInForce, reasons: tuple[str, ...]) -> list[_Begun]:
-    """Begin a redrive, or go on with one that was stopped; none where nothing is condemned."""
+    """Begin a redrive, or go on with one that did not come to its end; none where nothing is condemned."""
     cache = find_cache(store, encoder.fingerprint)
     if cache is None:
         return []
-    log = structlog.get_logger()
-    done = cache.redrives
-    if done and done[-1] == reasons and not is_redrive_finished(store, encoder.fingerprint, cache.generation):
-        earlier = replace(cache, redrives=done[:-1])
+    log, done = structlog.get_logger(), cache.redrives
+    first = _first_open(store, encoder.fingerprint, done, reasons)
+    forgotten = [_dead(store, replace(cache, redrives=done[:n]), reasons) for n in range(first, len(done))]
+    since = _dead(store, cache, reasons)
+    dead = _union([*forgotten, since])
+    if since:
+        redrives = forget_condemned(store, encoder.fingerprint, after=done, reasons=reasons)
+        log.info("redrive_began", redrive=len(redrives), texts=sum(table.num_rows for table in dead.values()))
+        return [_Begun(encoder.fingerprint, replace(cache, redrives=redrives), dead)]
+    if dead:
         log.info("redrive_goes_on", redrive=cache.generation)
-        return [_Begun(encoder.fingerprint, cache, _dead(store, earlier, reasons))]
-    dead = _dead(store, cache, reasons)
-    if not dead:
-        log.info("nothing_to_redrive")
-        return []
-    redrives = forget_condemned(store, encoder.fingerprint, after=done, reasons=reasons)
-    log.info("redrive_began", redrive=len(redrives), texts=sum(table.num_rows for table in dead.values()))
-    return [_Begun(encoder.fingerprint, replace(cache, redrives=redrives), dead)]
+        return [_Begun(encoder.fingerprint, cache, dead)]
+    log.info("nothing_to_redrive")
+    return []
+
+
+def _first_open(store: Store, encoder: str, done: Redrives, reasons: tuple[str, ...]) -> int:
+    """Place of the oldest of the last redrives that are of this kind and did not come to their end."""
+    first = len(done)
+    while first and done[first - 1] == reasons and not is_redrive_finished(store, encoder, first):
+        first -= 1
+    return first
+
+
+def _union(found: Sequence[Mapping[int, pa.Table]]) -> dict[int, pa.Table]:
+    """By bucket, each text once, with the oldest of its reasons."""
+    tables: dict[int, list[pa.Table]] = {}
+    for one in found:
+        for bucket, table in one.items():
+            tables.setdefault(bucket, []).append(table)
+    return {bucket: first_of_each(pa.concat_tables(parts)) for bucket, parts in tables.items()}
 
 
 def _dead(store: Store, cache: Cache, reasons: tuple[str, ...]) -> dict[int, pa.Table]:

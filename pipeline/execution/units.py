@@ -6,7 +6,8 @@ from functools import partial
 
 from pipeline.artifacts import FileRef
 from pipeline.embedding.bisecting import KILLED_WORKER
-from pipeline.embedding.stage import Cache, condemn, encode_unit
+from pipeline.embedding.cache import Cache
+from pipeline.embedding.stage import condemn, encode_unit
 from pipeline.execution.work import Task
 
 __all__ = ["PIECES", "Unit"]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
 from pipeline.corpus.identity import DOC_HASH_BYTES, bucket_of, hash_matrix, sort_keys
-from pipeline.embedding.stage import Cache, CachedBucket
+from pipeline.embedding.cache import Cache, CachedBucket
 from pipeline.schemas import DEAD_LETTERS, condemned_schema
 from pipeline.storage import Store
 from pipeline.tables import RawFile, read_bucket, read_columns, write_table

@@ -22,7 +22,7 @@ from pipeline.artifacts import Attribute, CodesInfo, FileRef, Partition, Segment
 from pipeline.binarization import Binarizer, from_tensors, to_tensors
 from pipeline.clustering import BranchedHeads
 from pipeline.config import BinarizerConfig, LayoutConfig
-from pipeline.embedding.stage import Cache, CachedBucket
+from pipeline.embedding.cache import Cache, CachedBucket
 from pipeline.index.assembly import DIRECTORY_PART, directory_part, place_rows, placed_schema, sort_placed
 from pipeline.index.condemned import drop_condemned
 from pipeline.index.training import TrainedLayout, train_branch, train_trunk

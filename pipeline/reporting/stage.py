@@ -10,7 +10,7 @@ from pipeline.artifacts import FileRef, IndexManifest, ReleaseRecord
 from pipeline.config import Config
 from pipeline.corpus import read_dead_letters
 from pipeline.corpus.rules import kind_of_reason
-from pipeline.embedding.stage import cached_bytes
+from pipeline.embedding.cache import cached_bytes
 from pipeline.errors import ConfigError, MissingFileError
 from pipeline.release import History, list_releases, read_history, read_manifest, read_rejection, read_release
 from pipeline.release.records import is_retired

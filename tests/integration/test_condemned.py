@@ -10,7 +10,9 @@ import pytest
 from pipeline import open_release
 from pipeline.artifacts import Receipt
 from pipeline.config import ChunkConfig
-from pipeline.errors import ConfigError, ErrorBudgetError
+from pipeline.embedding.cache import condemned_texts, find_cache
+from pipeline.errors import ConfigError, EncoderBrokenError, ErrorBudgetError
+from pipeline.execution import flows
 from pipeline.execution.flows import run
 from pipeline.execution.redriving import redrive
 from pipeline.execution.runner import InlineRunner
@@ -261,6 +263,83 @@ def test_a_redrive_stopped_after_any_task_ends_in_the_same_index(road, by):
     assert partitions(fresh) <= partitions(config)
     assert len(list(open_store(config.root).list(f"embeddings/{fingerprint(config)}/redrives"))) <= 2
     assert redriven(config)["redriven"].get("encoder_error", counts(2, recovered=2)) == counts(2, recovered=2)
+
+
+def test_a_redrive_before_the_fix_that_spends_the_budget_does_not_keep_the_next_from_trying(tmp_path):
+    corpus(tmp_path, poisoned(rows_of(300), dict.fromkeys(range(60), "raise")))
+    broken = conf(tmp_path)
+    for command in (run_inline, redriven, redriven):
+        with pytest.raises(ErrorBudgetError, match="texts that the encoder failed on"):
+            command(broken)
+    summary = redriven(conf(tmp_path, encoders=MENDED))
+    assert (summary["documents"], summary["dead_letters"]) == (300, 0)
+    assert set(summary["redriven"]) == {"encoder_error"}
+    found = summary["redriven"]["encoder_error"]
+    assert found == counts(found["dead"], recovered=found["dead"])
+    assert found["dead"] > 50
+    assert redriven(conf(tmp_path, encoders=MENDED))["redriven"] == {}
+
+
+def test_a_redrive_that_a_run_finished_is_not_taken_for_one_of_what_was_condemned_later(tmp_path):
+    rows = rows_of(300)
+    corpus(tmp_path, poisoned(rows, {3: "raise"}))
+    broken, mended = conf(tmp_path), conf(tmp_path, encoders=MENDED)
+    spec = StoreSpec(broken.root, broken.storage)
+    run_inline(broken)
+    with pytest.raises(KeyboardInterrupt):
+        redrive(mended, spec, lambda: Stopping(spec, 1))
+    assert run_inline(mended)["documents"] == 300
+    corpus(tmp_path, poisoned(rows, {3: "raise", 9: "nan"}))
+    assert run_inline(broken)["dead_letters"] == 1
+    summary = redriven(mended)
+    assert summary["redriven"] == {
+        "encoder_error": counts(1, recovered=1),
+        "not_finite": counts(1, recovered=1),
+    }
+    assert (summary["documents"], summary["dead_letters"]) == (300, 0)
+
+
+def test_a_run_sees_a_redrive_that_another_job_began_and_left_before_the_run_had_the_lease(
+    tmp_path, monkeypatch
+):
+    corpus(tmp_path, poisoned(rows_of(300), {3: "raise"}))
+    run_inline(conf(tmp_path))
+    mended = conf(tmp_path, encoders=MENDED)
+    spec = StoreSpec(mended.root, mended.storage)
+    hold = flows.hold_root
+
+    def hold_after_a_redrive(*arguments):
+        monkeypatch.undo()
+        with pytest.raises(KeyboardInterrupt):
+            redrive(mended, spec, lambda: Stopping(spec, 1))
+        return hold(*arguments)
+
+    monkeypatch.setattr(flows, "hold_root", hold_after_a_redrive)
+    summary = run_inline(mended)
+    assert (summary["skipped"], summary["documents"], summary["redrives"]) == (False, 300, 1)
+    assert run_inline(mended)["skipped"]
+
+
+def test_an_encoder_that_breaks_for_good_condemns_nothing_here(tmp_path):
+    corpus(tmp_path, poisoned(rows_of(300), {3: "stick"}))
+    config = conf(tmp_path)
+    with pytest.raises(EncoderBrokenError, match="device-side assert"):
+        run_inline(config)
+    cache = find_cache(open_store(config.root), fingerprint(config))
+    assert all(not table.num_rows for table in condemned_texts(open_store(config.root), cache).values())
+    assert run_inline(conf(tmp_path, encoders=MENDED))["documents"] == 300
+
+
+def test_a_redrive_of_one_reason_that_was_stopped_is_reported_on_whole(tmp_path):
+    corpus(tmp_path, poisoned(rows_of(300), {3: "raise", 9: "nan"}))
+    broken, mended = conf(tmp_path), conf(tmp_path, encoders=MENDED)
+    spec = StoreSpec(broken.root, broken.storage)
+    run_inline(broken)
+    with pytest.raises(KeyboardInterrupt):
+        redrive(broken, spec, lambda: Stopping(spec, 5), reasons=["encoder_error"])
+    summary = redriven(mended, reasons=["encoder_error"])
+    assert summary["redriven"] == {"encoder_error": counts(1, recovered=1)}
+    assert summary["dead_letters_by_reason"] == {"not_finite": 1}
 
 
 # ------------------------------------------------------------------------------------------------ corpora that change

@@ -1,22 +1,28 @@
 """Texts that kill the worker that encodes them, on a real local Ray."""
 
 import json
+import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import ray
 import structlog
 
+from pipeline.artifacts import StageOutput
 from pipeline.config import ClusterConfig, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.corpus import bucket_of, text_hashes
+from pipeline.embedding.cache import CachedBucket, open_cache
 from pipeline.embedding.hashing import HashingEncoder
-from pipeline.embedding.stage import CachedBucket, open_cache, plan_units
+from pipeline.embedding.stage import plan_units
 from pipeline.errors import ConfigError, TransientError
+from pipeline.execution.attempts import WORKER_LOST
 from pipeline.execution.encoders import EncoderSpec
+from pipeline.execution.pool import ActorPool
 from pipeline.execution.redriving import redrive
 from pipeline.execution.runner import RayRunner
 from pipeline.execution.units import Unit
-from pipeline.execution.work import StoreSpec
+from pipeline.execution.work import Done, StoreSpec, Task
 from pipeline.storage import open_store
 from pipeline.tables import hash_keys, write_bucketed
 from tests.integration.roads import rows_of
@@ -55,7 +61,7 @@ def _encode(runner, tmp_path, texts, *, unit_texts, model="hashing:32!faulty", a
         found = dict(here.encode([unit.task() for unit in units], spec))
     assert sorted(found) == list(range(len(units)))
     died = [entry for entry in logs if entry["event"] == "worker_died"]
-    return CachedBucket(store, cache, 0), [done.output for done in found.values()], died
+    return CachedBucket(store, cache, 0), list(found.values()), died
 
 
 def _check(cached, texts, deadly):
@@ -80,13 +86,25 @@ def _texts(n, deadly):
 )
 def test_one_deadly_text_is_found_for_a_few_deaths_and_no_other_unit_pays(cluster, tmp_path, how):
     texts = _texts(64 * 4, {100: how})
-    cached, outputs, died = _encode(cluster, tmp_path, texts, unit_texts=64)
+    cached, done, died = _encode(cluster, tmp_path, texts, unit_texts=64)
     _check(cached, texts, {100})
-    assert sum(output.numbers["encoded"] for output in outputs) == 255
-    assert sum(output.numbers["condemned"] for output in outputs) == 1
+    assert sum(one.output.numbers["encoded"] for one in done) == 255
+    assert sum(one.output.numbers["condemned"] for one in done) == 1
     # The unit twice, an eighth of it once, the row three times.
     assert len(died) == 6
     assert {entry["cause"] for entry in died} == {"its process ended"}
+    assert sum((one.failures for one in done), ()) == (WORKER_LOST,) * 6
+
+
+def test_a_text_that_breaks_the_encoder_for_good_is_the_only_one_condemned(cluster, tmp_path):
+    texts = _texts(64 * 4, {100: "stick"})
+    cached, done, died = _encode(cluster, tmp_path, texts, unit_texts=64)
+    _check(cached, texts, {100})
+    assert len(died) == 6
+    said = "its encoder fails on 'a plain text' too after: RuntimeError: device-side assert triggered"
+    assert cached.condemned["error"].to_pylist() == [said]
+    assert {entry["cause"] for entry in died} == {said}
+    assert sum((one.failures for one in done), ()) == (WORKER_LOST,) * 6
 
 
 def test_deadly_texts_in_one_unit_and_beside_each_other_are_all_found(cluster, tmp_path):
@@ -131,6 +149,34 @@ def test_an_encoder_that_cannot_encode_anything_condemns_nothing(cluster, tmp_pa
         with pytest.raises(error, match=r"cannot encode 'a plain text'|died while they loaded the encoder"):
             list(here.encode(tasks, spec))
     assert CachedBucket(store, cache, 0).condemned.num_rows == 0
+
+
+class Slow:
+    """An actor that takes the whole cluster, and works until a second one has had to wait."""
+
+    def load(self):
+        return None
+
+    def perform(self, seconds):
+        time.sleep(seconds)
+        return Done(StageOutput(files={}, numbers={}), False, seconds, 0.0)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_that_actors_wait_for_room_is_said(monkeypatch):
+    monkeypatch.setattr("pipeline.execution.pool.SILENCE_S", 0.1)
+    remote = ray.remote(Slow).options(num_cpus=2, max_restarts=0)
+    pool = ActorPool(
+        start=remote.remote,
+        submit=lambda actor, _task, _attempt: actor.perform.remote(1.0),
+        record=lambda _task: pytest.fail("nothing died"),
+        size=2,
+        max_retries=0,
+    )
+    with structlog.testing.capture_logs() as logs:
+        assert len(list(pool.run([Task("encode", {}, print)] * 2))) == 2
+    said = {(e["loading"], e["ready"]) for e in logs if e["event"] == "waiting_for_actors"}
+    assert (1, 1) in said
 
 
 @pytest.mark.usefixtures("cluster")

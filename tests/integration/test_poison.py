@@ -97,6 +97,7 @@ LINES = {
     "a zero vector": (_faulty("zero"), "zero_vector"),
     "the encoder kills its worker": (_faulty("kill"), "killed_worker"),
     "the encoder ends its worker": (_faulty("exit"), "killed_worker"),
+    "the encoder breaks for good": (_faulty("stick"), "killed_worker"),
 }
 
 

@@ -161,7 +161,7 @@ def test_equal_texts_are_encoded_once(tmp_path):
 
 def test_the_index_does_not_depend_on_the_buckets(built, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.corpus.planning.BUCKET_ROWS", 64)
-    monkeypatch.setattr("pipeline.embedding.stage.ROWS_PER_BUCKET", 64)
+    monkeypatch.setattr("pipeline.embedding.cache.ROWS_PER_BUCKET", 64)
     config, _ = built
     write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
     other = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet"))
@@ -325,6 +325,22 @@ def test_filtered_queries_are_not_judged_as_if_they_had_no_filter(tmp_path):
     pl.DataFrame(asked).filter(pl.col("filter").is_not_null()).write_parquet(tmp_path / "q.parquet")
     with pytest.raises(DataError, match="filtered queries only"):
         run_inline(config)
+
+
+def test_a_query_that_cannot_be_encoded_ends_the_run_before_anything_is_built(tmp_path):
+    rows = rows_of(200)
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    asked = [{"query_id": f"q{i}", "text": f"river{i}"} for i in range(20)]
+    asked[7]["text"] += " faulty_query_zero"
+    pl.DataFrame(asked).write_parquet(tmp_path / "q.parquet")
+    more = {
+        "evaluation": {"queries": str(tmp_path / "q.parquet")},
+        "encoders": {"words": {"model": "hashing:64!faulty"}},
+    }
+    config = configured(tmp_path, settings(tmp_path / "root", tmp_path / "corpus.parquet", **more))
+    with pytest.raises(DataError, match=r"q\.parquet: query q7 cannot be encoded: its vector has no length"):
+        run_inline(config)
+    assert not (tmp_path / "root/documents").exists()
 
 
 def test_a_shallow_rerank_is_judged_as_it_is_served(tmp_path):

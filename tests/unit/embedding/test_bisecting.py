@@ -9,7 +9,7 @@ from pipeline.config import EncoderConfig
 from pipeline.embedding.bisecting import ATTEMPTS, REASONS, check_works, encode_around
 from pipeline.embedding.faulty import FaultyEncoder
 from pipeline.embedding.hashing import HashingEncoder
-from pipeline.errors import ConfigError, TransientError
+from pipeline.errors import ConfigError, EncoderBrokenError, TransientError
 
 SOUND = HashingEncoder(EncoderConfig(model="hashing:32"))
 KINDS = {
@@ -32,6 +32,11 @@ class Counting:
         return self._encoder.encode_documents(texts)
 
 
+def on_others(encode):
+    """An encoder that encodes the plain text, and does this to others."""
+    return lambda texts: np.ones((1, 4), np.float32) if texts == ["a plain text"] else encode(texts)
+
+
 def _texts(n, poison):
     return [f"word{i} word{i * 7}" + (f" faulty_{poison[i]}" if i in poison else "") for i in range(n)]
 
@@ -48,7 +53,7 @@ def test_exactly_the_poison_is_condemned_and_all_others_get_their_vectors(data):
     assert np.array_equal(vectors[good], SOUND.encode_documents([texts[i] for i in good]))
     assert not vectors[sorted(poison)].any()
     raising = sum(kind in ("raise", "short", "memory") for kind in poison.values())
-    assert len(encode.calls) <= ATTEMPTS + raising * (2 * math.ceil(math.log2(n)) + 2 * ATTEMPTS)
+    assert len(encode.calls) <= ATTEMPTS + 1 + raising * (2 * math.ceil(math.log2(n)) + 2 * ATTEMPTS + 1)
 
 
 def test_a_text_is_tried_three_times_alone_and_a_vector_that_is_useless_once():
@@ -86,17 +91,19 @@ def test_errors_of_ours_condemn_nothing():
 
 
 def test_vectors_of_another_width_or_kind_are_failures_of_the_encoder():
-    _, condemned = encode_around(lambda texts: np.zeros((len(texts), 5), np.float32), ["a"], dims=4)
-    assert condemned[0].error == "ValueError: expected (1, 4) floats of the encoder, found (1, 5) float32"
-    _, condemned = encode_around(lambda texts: np.ones((len(texts), 4), np.int64), ["a"], dims=4)
-    assert condemned[0].reason == "encoder_error"
+    odd = {5: np.ones((1, 5), np.float32), 4: np.ones((1, 4), np.int64)}
+    for found in odd.values():
+        _, condemned = encode_around(on_others(lambda _, found=found: found), ["a"], dims=4)
+        assert condemned[0].reason == "encoder_error"
+        shape = f"{found.shape} {found.dtype}"
+        assert condemned[0].error == f"ValueError: expected (1, 4) floats of the encoder, found {shape}"
 
 
 def test_addresses_and_length_do_not_make_errors_differ():
     def fail(_texts):
         raise ValueError(f"{object()!r} {'x' * 500}")
 
-    said = {encode_around(fail, ["a"], dims=4)[1][0].error for _ in range(2)}
+    said = {encode_around(on_others(fail), ["a"], dims=4)[1][0].error for _ in range(2)}
     assert len(said) == 1
     assert len(said.pop()) < 250
 
@@ -113,6 +120,32 @@ def test_an_encoder_that_fails_on_a_plain_text_is_to_blame_itself():
     with pytest.raises(ConfigError, match=r"encoder words: cannot encode 'a plain text': OSError: libcudart"):
         check_works(broken, dims=32, name="words")
     check_works(SOUND.encode_documents, dims=32, name="words")
+
+
+def test_an_encoder_that_breaks_on_a_text_condemns_neither_it_nor_any_after_it():
+    encode = Counting()
+    for texts in (_texts(64, {20: "stick"}), _texts(64, {})):
+        with pytest.raises(
+            EncoderBrokenError, match=r"fails on 'a plain text' too after: RuntimeError: device"
+        ):
+            encode_around(encode, texts, dims=32)
+    assert len(encode.calls) <= 2 * (ATTEMPTS + math.log2(64) + 2 * ATTEMPTS)
+    _, condemned = encode_around(Counting(), _texts(64, {}), dims=32)
+    assert condemned == []
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0])
+def test_an_encoder_that_gives_useless_vectors_to_everything_condemns_nothing(value):
+    with pytest.raises(EncoderBrokenError, match=r"too after: its vector has (NaN|no length)"):
+        encode_around(lambda texts: np.full((len(texts), 4), value, np.float32), ["a", "b"], dims=4)
+
+
+def test_memory_that_others_took_condemns_nothing():
+    def exhausted(_texts):
+        raise MemoryError
+
+    with pytest.raises(EncoderBrokenError, match="fails on 'a plain text' too after: MemoryError"):
+        encode_around(exhausted, ["a", "b", "c"], dims=4)
 
 
 def test_every_reason_has_a_kind_of_fault_but_the_one_that_kills():

@@ -4,18 +4,16 @@ import pytest
 
 from pipeline.config import EncoderConfig
 from pipeline.corpus import bucket_of, text_hashes
-from pipeline.embedding.faulty import FaultyEncoder
-from pipeline.embedding.hashing import HashingEncoder
-from pipeline.embedding.stage import (
+from pipeline.embedding.cache import (
     CachedBucket,
-    condemn,
-    encode_unit,
     forget_condemned,
     open_cache,
-    plan_units,
-    store_given,
+    read_redrives,
     text_bucket_count,
 )
+from pipeline.embedding.faulty import FaultyEncoder
+from pipeline.embedding.hashing import HashingEncoder
+from pipeline.embedding.stage import condemn, encode_unit, plan_units, store_given
 from pipeline.errors import CorruptArtifactError
 from pipeline.tables import hash_keys, vector_array, write_bucketed
 
@@ -136,7 +134,7 @@ POISONED = [f"word{i}" + (" faulty_raise" if i == 3 else " faulty_nan" if i == 7
 
 
 def _reopened(store):
-    return open_cache(store, "enc", dims=32, rows=10)
+    return open_cache(store, "enc", dims=32, rows=10, redrives=read_redrives(store, "enc"))
 
 
 def _encode_all(store, cache, files, encoder):

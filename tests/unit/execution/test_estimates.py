@@ -3,7 +3,7 @@ import pytest
 from pipeline.artifacts import Plan, ShardSpec, SourceFile
 from pipeline.config import Config, CorpusConfig
 from pipeline.corpus.planning import _document_buckets
-from pipeline.embedding.stage import text_bucket_count
+from pipeline.embedding.cache import text_bucket_count
 from pipeline.errors import ConfigError
 from pipeline.execution.estimates import check_fits, estimate
 

@@ -9,7 +9,8 @@ import pytest
 from pipeline.artifacts import Attribute, IndexManifest, SearchDefaults
 from pipeline.config import BinarizerConfig, LayoutConfig
 from pipeline.corpus.identity import bucket_of, vector_ids
-from pipeline.embedding.stage import open_cache, store_given
+from pipeline.embedding.cache import open_cache
+from pipeline.embedding.stage import store_given
 from pipeline.filters import evaluate, parse_filter
 from pipeline.index.reader import IndexReader
 from pipeline.index.stage import (

@@ -42,16 +42,12 @@ class _Item:
     deaths: int = 0
     transient: int = 0
     is_piece: bool = False
-    earlier: tuple[str, ...] = ()
-    """What befell the whole before it was cut; with its first piece, as it is counted once."""
+    failures: list[str] = field(default_factory=list)
+    """Why attempts failed, oldest first; of a task that was cut, with its first piece, so that each is counted once."""
 
     @property
     def is_suspect(self) -> bool:
         return self.is_piece or self.deaths > 0
-
-    @property
-    def failures(self) -> tuple[str, ...]:
-        return self.earlier + (WORKER_LOST,) * self.deaths + (TransientError.__name__,) * self.transient
 
 
 @dataclass(eq=False)
@@ -181,17 +177,16 @@ class ActorPool:
     def _take(self, item: _Item, reference: Any) -> Iterator[tuple[int, Done]]:
         try:
             done = result_of(reference)
-        except PipelineError as error:
-            log, place = structlog.get_logger(), {"stage": item.task.stage, "shard": item.task.shard}
-            item.transient += isinstance(error, TransientError)
-            said = {"reason": type(error).__name__, "message": str(error)}
+        except Exception as error:
+            item.transient += 1
+            item.failures.append(type(error).__name__)
             if not isinstance(error, TransientError) or item.transient > self._max_retries:
-                log.log(logging.ERROR, "task_failed", **place, attempt=len(item.failures), **said)
+                _tell(item, logging.ERROR, "task_failed", str(error))
                 raise
-            log.warning("task_retried", **place, attempt=len(item.failures), **said)
+            _tell(item, logging.WARNING, "task_retried", str(error))
             self._queue(item)
             return
-        yield from self._finish(item.place, replace(done, failures=item.failures))
+        yield from self._finish(item.place, replace(done, failures=tuple(item.failures)))
 
     def _finish(self, place: int, done: Done) -> Iterator[tuple[int, Done]]:
         self._left[place] -= 1
@@ -217,29 +212,37 @@ class ActorPool:
 
     def _blame(self, item: _Item, said: str) -> Iterator[tuple[int, Done]]:
         item.deaths += 1
+        item.failures.append(WORKER_LOST)
         rescue = item.task.rescue
-        log = structlog.get_logger()
-        log.warning(
-            "worker_died", stage=item.task.stage, shard=item.task.shard, deaths=item.deaths, cause=said
-        )
         if rescue is None:
             if item.deaths > self._max_retries:
+                _tell(item, logging.ERROR, "task_failed", said)
                 raise _lost(f"a worker died again and again ({said})")
+            _tell(item, logging.WARNING, "task_retried", said)
             self._queue(item)
             return
         pieces = rescue.pieces()
         whole = DEATHS_OF_A_PIECE if item.is_piece else DEATHS_OF_A_UNIT
         if item.deaths < (whole if pieces else DEATHS_ALONE):
+            _tell(item, logging.WARNING, "task_retried", said)
             self._queue(item)
         elif pieces:
+            _tell(item, logging.WARNING, "task_cut", said)
             self._left[item.place] += len(pieces) - 1
             cut = [_Item(item.place, piece, is_piece=True) for piece in pieces]
-            cut[0].earlier = item.failures
+            cut[0].failures = item.failures
             self._queue(*cut)
         else:
+            _tell(item, logging.WARNING, "task_given_up", said)
             given_up = self._record(rescue.give_up(item.deaths, said))
-            recorded = replace(given_up, peak_mb=0.0, failures=item.failures)
+            recorded = replace(given_up, peak_mb=0.0, failures=tuple(item.failures))
             yield from self._finish(item.place, recorded)
+
+
+def _tell(item: _Item, level: int, event: str, message: str) -> None:
+    """Log what an attempt came to."""
+    place = {"stage": item.task.stage, "shard": item.task.shard, "attempt": len(item.failures)}
+    structlog.get_logger().log(level, event, **place, reason=item.failures[-1], message=message)
 
 
 def _standing(lane: _Lane) -> int:

@@ -60,7 +60,7 @@ def _encode(runner, tmp_path, texts, *, unit_texts, model="hashing:32!faulty", a
     with structlog.testing.capture_logs() as logs:
         found = dict(here.encode([unit.task() for unit in units], spec))
     assert sorted(found) == list(range(len(units)))
-    died = [entry for entry in logs if entry["event"] == "worker_died"]
+    died = [entry for entry in logs if entry.get("reason") == WORKER_LOST]
     return CachedBucket(store, cache, 0), list(found.values()), died
 
 
@@ -92,7 +92,7 @@ def test_one_deadly_text_is_found_for_a_few_deaths_and_no_other_unit_pays(cluste
     assert sum(one.output.numbers["condemned"] for one in done) == 1
     # The unit twice, an eighth of it once, the row three times.
     assert len(died) == 6
-    assert {entry["cause"] for entry in died} == {"its process ended"}
+    assert {entry["message"] for entry in died} == {"its process ended"}
     assert sum((one.failures for one in done), ()) == (WORKER_LOST,) * 6
 
 
@@ -103,7 +103,7 @@ def test_a_text_that_breaks_the_encoder_for_good_is_the_only_one_condemned(clust
     assert len(died) == 6
     said = "its encoder fails on 'a plain text' too after: RuntimeError: device-side assert triggered"
     assert cached.condemned["error"].to_pylist() == [said]
-    assert {entry["cause"] for entry in died} == {said}
+    assert {entry["message"] for entry in died} == {said}
     assert sum((one.failures for one in done), ()) == (WORKER_LOST,) * 6
 
 

@@ -16,6 +16,7 @@ import structlog
 
 from pipeline.artifacts import RunRecord
 from pipeline.config import Config
+from pipeline.errors import ConfigError, StorageUnavailableError
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.work import versions
 from pipeline.release import write_run
@@ -106,12 +107,21 @@ def _record(under_way: RunUnderWay, status: Status, code: int, error: BaseExcept
 
 def _keep(under_way: RunUnderWay, status: Status, code: int, error: BaseException | None) -> None:
     config, log = under_way.config, structlog.get_logger()
+    if _shut_out(error, config.root):
+        log.warning("run_not_recorded", message=f"{config.root} cannot be written")
+        return
     try:
         record = _record(under_way, status, code, error)
         if not write_run(open_store(config.root, config.storage), record):
             log.warning("run_not_recorded", message=f"{record.root} belongs to another corpus")
     except Exception as problem:  # noqa: BLE001  (how the run ended matters more than its record)
         log.warning("run_not_recorded", reason=type(problem).__name__, message=str(problem))
+
+
+def _shut_out(error: BaseException | None, root: str) -> bool:
+    """Whether the run ended because the root refused or did not answer: asking it again takes as long as that took."""
+    kinds = (ConfigError, StorageUnavailableError)
+    return isinstance(error, kinds) and error.place.startswith(root)
 
 
 def _fingerprint(config: Config) -> str:

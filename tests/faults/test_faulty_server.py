@@ -134,7 +134,7 @@ def test_a_run_behind_a_faulty_server_ends_in_the_same_bytes(local, s3_root, s3_
     assert proxy.faults > 0
 
 
-@pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId"])
+@pytest.mark.parametrize("code", ["AccessDenied", pytest.param("InvalidAccessKeyId", marks=pytest.mark.slow)])
 def test_wrong_credentials_end_with_78_in_reasonable_time(tmp_path, s3_root, s3_endpoint, code):
     conf = small(tmp_path)
     with FaultyProxy(s3_endpoint, mixed(1, 1, {code: 1})) as proxy:

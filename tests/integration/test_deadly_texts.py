@@ -107,6 +107,7 @@ def test_a_text_that_breaks_the_encoder_for_good_is_the_only_one_condemned(clust
     assert sum((one.failures for one in done), ()) == (WORKER_LOST,) * 6
 
 
+@pytest.mark.slow
 def test_deadly_texts_in_one_unit_and_beside_each_other_are_all_found(cluster, tmp_path):
     deadly = {0: "kill", 1: "exit", 30: "kill"}
     texts = _texts(40, deadly)
@@ -115,6 +116,7 @@ def test_deadly_texts_in_one_unit_and_beside_each_other_are_all_found(cluster, t
     assert len(died) <= 2 + 3 * (1 + 3)
 
 
+@pytest.mark.slow
 def test_a_single_actor_with_nothing_but_deadly_texts_condemns_them_all(cluster, tmp_path):
     texts = _texts(3, dict.fromkeys(range(3), "kill"))
     cached, _, died = _encode(cluster, tmp_path, texts, unit_texts=1, actors=1)
@@ -122,7 +124,7 @@ def test_a_single_actor_with_nothing_but_deadly_texts_condemns_them_all(cluster,
     assert len(died) == 9
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_text_that_kills_once_or_twice_is_not_condemned(cluster, tmp_path, times):
     (tmp_path / "counts").mkdir()
     texts = _texts(20, {7: f"kill_first_{times}"})

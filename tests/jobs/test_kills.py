@@ -201,6 +201,7 @@ def test_killed_runs_go_on_to_the_same_bytes(tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.s3
+@pytest.mark.slow
 def test_killed_runs_on_s3_go_on_to_the_same_bytes(tmp_path, s3_process, s3_process_root):
     config = StorageConfig(endpoint_url=s3_process)
     _kill_and_rerun(tmp_path, 1, 2, _remote(s3_process_root, config), config)

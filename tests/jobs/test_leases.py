@@ -83,6 +83,7 @@ def test_two_runs_of_one_configuration_at_once_make_one_release(tmp_path):
     assert (len(status["releases"]), status["lease"]) == (1, None)
 
 
+@pytest.mark.slow
 def test_two_runs_of_different_settings_at_once_follow_each_other(tmp_path):
     conf = small(tmp_path)
     found = _run_two_at_once(tmp_path, conf, "--set", "binarizer.bytes=8")

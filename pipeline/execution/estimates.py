@@ -28,7 +28,7 @@ MB = 1024 * 1024
 class Constants:
     """Measured on two cores of an AVX-512 server."""
 
-    worker_mb: float = 200.0
+    worker_mb: float = 250.0
     """Anonymous memory of a worker that has imported the libraries of the build stages."""
     start_s: float = 9.0
     """Cluster and workers ready."""

@@ -56,8 +56,8 @@ def build(conf):
             [sys.executable, "-m", "jobs", "run", str(conf)], stdout=subprocess.PIPE, stderr=log, text=True
         )
         seconds, peaks = wait_and_measure(process)
-    assert process.stdout is not None
-    lines = process.stdout.read().splitlines()
+    out, _ = process.communicate()
+    lines = out.splitlines()
     assert process.returncode == 0, lines
     return json.loads(lines[-1]), seconds, peaks
 

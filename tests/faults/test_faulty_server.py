@@ -147,6 +147,7 @@ def test_wrong_credentials_end_with_78_in_reasonable_time(tmp_path, s3_root, s3_
     print(f"\n{seconds:.1f} s, {proxy.counts['requests']} requests")
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_down_ends_with_75_and_few_requests(tmp_path, s3_root, s3_endpoint):
     conf = small(tmp_path)
     with FaultyProxy(s3_endpoint, mixed(1, 1, {"SlowDown": 1, "InternalError": 1})) as proxy:

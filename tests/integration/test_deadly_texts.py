@@ -124,7 +124,8 @@ def test_a_single_actor_with_nothing_but_deadly_texts_condemns_them_all(cluster,
     assert len(died) == 9
 
 
-@pytest.mark.parametrize("times", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
 def test_a_text_that_kills_once_or_twice_is_not_condemned(cluster, tmp_path, times):
     (tmp_path / "counts").mkdir()
     texts = _texts(20, {7: f"kill_first_{times}"})

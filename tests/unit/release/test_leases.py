@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.config import LeaseConfig
 from pipeline.errors import LeaseLostError, MissingFileError, RootBusyError, StorageUnavailableError
 from pipeline.release import describe
 from pipeline.release.leases import Lease, LeaseEntry, Silence, hold_root, is_held, lease_log
-from pipeline.storage import LocalStore, Store
+from pipeline.storage import LocalStore, ObjectInfo, Store
 
 QUICK = LeaseConfig(stale_after_s=0.6)
 """Beats every tenth of a second."""
@@ -350,8 +351,8 @@ class _Dictionary:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
 
-    def head(self, path: str) -> None:
-        self.read(path)
+    def head(self, path: str) -> ObjectInfo:
+        return ObjectInfo(path, len(self.read(path)), datetime.now(UTC), "")
 
     def read(self, path: str) -> bytes:
         if path not in self.objects:

@@ -165,6 +165,10 @@ def test_an_upload_that_has_ended_may_be_aborted_again(any_store: Store) -> None
 
 
 @pytest.mark.s3
+@pytest.mark.skipif(
+    "STRATA_TEST_S3_ENDPOINT" in os.environ,
+    reason="cuts the pages of a server that gives all uploads in one answer",
+)
 def test_uploads_are_listed_page_by_page(s3: S3Store) -> None:
     """The test server gives all in one answer, so its pages are cut here as the protocol says."""
     send = s3._fs.call_s3

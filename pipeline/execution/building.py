@@ -1,6 +1,7 @@
 """The build stages of a run: binarizer and heads are trained, rows placed and cut into segments, the partition finished."""
 
 import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -40,15 +41,7 @@ def build_index(
         "trained": trained.files,
     }
     shared = {"source": source, "trained_files": trained.files}
-    places = [
-        Task(
-            "place",
-            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
-            partial(place_bucket, bucket=b),
-            shared,
-        )
-        for b in range(source.cache.buckets)
-    ]
+    places = _of_buckets("place", inputs, place_bucket, shared, source, source.cache.buckets)
     placed = tuple(output.files["placed"] for output in session.outputs("place", places))
     shape = digest({"placed": placed, "attributes": plan.attributes})
     parts = {"placed": placed, "attributes": plan.attributes}
@@ -93,15 +86,8 @@ def _train(
         "share": share,
     }
     shared: dict[str, Any] = {"source": source, "branches": branches, "share": share}
-    cuts = [
-        Task(
-            "cut",
-            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
-            partial(cut_sample, bucket=b),
-            shared,
-        )
-        for b in range(min(source.cache.buckets, math.ceil(share * source.cache.buckets)))
-    ]
+    sampled = min(source.cache.buckets, math.ceil(share * source.cache.buckets))
+    cuts = _of_buckets("cut", inputs, cut_sample, shared, source, sampled)
     samples = tuple(output.files["sample"] for output in session.outputs("train", cuts))
     shared = {
         "samples": samples,
@@ -127,6 +113,26 @@ def _train(
             num_vectors=documents.vectors,
             segment_rows=config.layout.segment_rows,
         )
+
+
+def _of_buckets(
+    stage: str,
+    inputs: Mapping[str, Any],
+    call: Callable[..., StageOutput],
+    shared: Mapping[str, Any],
+    source: VectorSource,
+    buckets: int,
+) -> list[Task]:
+    """One task for each of the first buckets of vectors, keyed by the bucket's rows without a vector, too."""
+    return [
+        Task(
+            stage,
+            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
+            partial(call, bucket=b),
+            shared,
+        )
+        for b in range(buckets)
+    ]
 
 
 def _trunk_task(

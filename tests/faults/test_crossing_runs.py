@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -150,30 +151,19 @@ def test_a_receipt_whose_file_is_gone_is_superseded_whichever_file_it_is(calm, t
     faults = Faults({})
     config = configured(tmp_path, {**content, "root": str(tmp_path / "probe")})
     spec = FaultySpec(config.root, config.storage, faults)
-    run(config, spec, lambda: _Around(InlineRunner(spec)))
+    run(config, spec, lambda: nullcontext(InlineRunner(spec)))
     last = faults.paths.index("releases/1.json")
     files = [path for path in faults.paths if Path(path).suffix == ".parquet"]
     for n, path in enumerate(files):
         config = configured(tmp_path, {**content, "root": str(tmp_path / f"root-{n}")})
         dying = FaultySpec(config.root, config.storage, Faults({last: Fault.DIES_BEFORE}))
         with pytest.raises(Died):
-            run(config, dying, lambda dying=dying: _Around(InlineRunner(dying)))
+            run(config, dying, lambda dying=dying: nullcontext(InlineRunner(dying)))
         LocalStore(config.root).delete(path)
         assert run_inline(config)["documents"] == ROWS
         assert data_files(LocalStore(config.root)) == wanted, path
         assert verify(LocalStore(config.root), None).problems == ()
     assert len(files) >= 15
-
-
-class _Around:
-    def __init__(self, runner):
-        self.runner = runner
-
-    def __enter__(self):
-        return self.runner
-
-    def __exit__(self, *_):
-        return None
 
 
 # ------------------------------------------------------------------------------------------------ two drivers

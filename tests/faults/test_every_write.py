@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,17 +46,6 @@ class PatientRunner(InlineRunner):
             yield place, done
 
 
-class Around:
-    def __init__(self, runner):
-        self.runner = runner
-
-    def __enter__(self):
-        return self.runner
-
-    def __exit__(self, *_):
-        return None
-
-
 @dataclass
 class Calm:
     """A run without faults, as the yardstick; `before` is the root that it started from."""
@@ -83,7 +73,7 @@ def _content(folder):
 
 def _run(config: Config, faults: Faults, kind=InlineRunner) -> dict[str, Any]:
     spec = FaultySpec(config.root, config.storage, faults)
-    return run(config, spec, lambda: Around(kind(spec)))
+    return run(config, spec, lambda: nullcontext(kind(spec)))
 
 
 def _log_names(store):

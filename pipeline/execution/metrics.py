@@ -5,8 +5,10 @@ is often gone before anybody scrapes it: what must outlive the run is in its rec
 textfile of `strata status` (`textfile`).
 """
 
+import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 __all__ = ["METRICS", "Metric", "Metrics", "NoMetrics", "RayMetrics", "exported_names", "label_value"]
 
@@ -84,8 +86,15 @@ class NoMetrics:
         pass
 
 
-class RayMetrics:
+REPEAT_SECONDS = 1.0
+"""Ray reports every ten seconds, and no setting makes it do so more than once a second."""
+
+
+class RayMetrics(AbstractContextManager["RayMetrics"]):
     """Figures through `ray.util.metrics`, which the Ray node of this process exports.
+
+    Ray exports a gauge that was set, then forgets it: without a repetition its series ends two reports later, and with it
+    every alert that asks for a state. So gauges are set again for as long as this is entered.
 
     Args:
         corpus: Value of the label `corpus`.
@@ -94,13 +103,33 @@ class RayMetrics:
     def __init__(self, corpus: str) -> None:
         self._corpus = corpus
         self._declared = {metric.name: _declare(metric) for metric in DECLARED}
+        self._gauges: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+        self._lock, self._closed = threading.Lock(), threading.Event()
+        self._repeater = threading.Thread(target=self._repeat, name="strata-gauges", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._repeater.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._repeater.join()
+
+    def _repeat(self) -> None:
+        while not self._closed.wait(REPEAT_SECONDS):
+            with self._lock:
+                for (name, tags), value in self._gauges.items():
+                    self._declared[name].set(value, dict(tags))
 
     def record(self, name: str, value: float = 1.0, **labels: str) -> None:
         declared = self._declared[name]
         tags = {label: label_value(text) for label, text in {"corpus": self._corpus, **labels}.items()}
         match METRICS[name].kind:
             case "gauge":
-                declared.set(value, tags)
+                # Under the lock: an older value must not be repeated after a newer one.
+                with self._lock:
+                    self._gauges[name, tuple(tags.items())] = value
+                    declared.set(value, tags)
             case "histogram":
                 declared.observe(value, tags)
             case "counter" if value > 0:

@@ -7,7 +7,7 @@ worker's unit is given to another; results come as they finish, each with its pl
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Protocol, Self
 
 from pipeline.config import ClusterConfig, EmbeddingConfig
@@ -143,21 +143,18 @@ class RayRunner(AbstractContextManager["RayRunner"]):
     def __init__(self, store: StoreSpec, config: ClusterConfig) -> None:
         self._store = store
         self._config = config
-        self._owned = False
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         import ray
 
         if not ray.is_initialized():
             start(self._config)
-            self._owned = True
+            self._open.callback(ray.shutdown)
         return self
 
     def __exit__(self, *_: object) -> None:
-        import ray
-
-        if self._owned:
-            ray.shutdown()
+        self._open.close()
 
     def _memory_mb(self, wanted: float, nodes: Sequence[NodeShape]) -> float:
         """What to reserve: a machine of our own has to do with what it has, one thing at a time."""
@@ -222,7 +219,7 @@ class RayRunner(AbstractContextManager["RayRunner"]):
         yield from pool.run(tasks)
 
     def metrics(self, corpus: str) -> Metrics:
-        return RayMetrics(corpus)
+        return self._open.enter_context(RayMetrics(corpus))
 
 
 class _Shared:

@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Tests mostly wait for Ray and for servers; with more processes than cores, those that reckon with time fail.
+TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-browser test-slow test-ceph lint types docs format clean
@@ -24,7 +26,7 @@ quickstart: $(STAMP)  ## install, build and publish the WordNet index, show the 
 	@$(BIN)/strata run conf/quickstart.yaml > /dev/null
 
 test: $(STAMP)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow and not ceph"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not ceph"
 
 test-browser: $(STAMP)  ## the report page in headless Chromium; part of `test` where there is one
 	$(BIN)/python -m pytest -m browser

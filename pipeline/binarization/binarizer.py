@@ -1,7 +1,7 @@
 """The transform that makes codes, as arrays; to and from named tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import CorruptArtifactError
 
-__all__ = ["Binarizer", "Block", "blocks_of", "from_tensors", "to_tensors"]
+__all__ = ["Binarizer", "Block", "Learned", "blocks_of", "from_tensors", "to_tensors"]
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,28 @@ def blocks_of(levels: tuple[int, ...]) -> tuple[Block, ...]:
 
 
 @dataclass(frozen=True, eq=False)
+class Learned:
+    """What is learned from pairs of a query and a document that it wants."""
+
+    query_map: NDArray[np.float32]
+    """(d, m_0) takes centred queries to where the values of codes are."""
+    expectation: NDArray[np.float32]
+    """(d, d) takes a centred document to the centred query that is to be expected of who wants it."""
+    spread: NDArray[np.float32]
+    """(m_0,) mean square of the queries around the expected ones, by rotated dimension: what an error there costs."""
+    scales: NDArray[np.float32]
+    """(s,) multiples of the weights, among which each vector gets its own."""
+
+    @cached_property
+    def products(self) -> NDArray[np.float64]:
+        """(d, m_0 + d) expectation @ query_map beside the expectation."""
+        expectation = self.expectation.astype(np.float64)
+        return np.hstack([expectation @ self.query_map, expectation])
+
+
+@dataclass(frozen=True, eq=False)
 class Binarizer:
-    """A rotation and the weights of the signs.
+    """A rotation, the weights of the signs, and what was learned on top of them.
 
     The code of x is the greedy expansion of z = (x - mean) @ rotation in signs: level t holds the signs of what the
     levels before it leave of the first m_t dimensions, level after level, eight dimensions a byte, the first dimension
@@ -45,6 +65,13 @@ class Binarizer:
     """m_0 >= m_1 >= ..., multiples of 8: dimensions of each level."""
     weights: NDArray[np.float32]
     """(num_blocks, num_levels) weight of a sign, by block and level; zero where the block has fewer levels."""
+    learned: Learned | None = None
+    """None: the closed-form baseline."""
+
+    @property
+    def query_map(self) -> NDArray[np.float32]:
+        """(d, m_0) takes centred queries to where the values of codes are."""
+        return self.rotation if self.learned is None else self.learned.query_map
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -66,11 +93,10 @@ class Binarizer:
 
 def to_tensors(binarizer: Binarizer) -> dict[str, NDArray[np.float32]]:
     """Arrays to store, by name; the levels are stored beside them."""
-    return {
-        "mean": np.ascontiguousarray(binarizer.mean),
-        "rotation": np.ascontiguousarray(binarizer.rotation),
-        "weights": np.ascontiguousarray(binarizer.weights),
-    }
+    tensors = {name: getattr(binarizer, name) for name in ("mean", "rotation", "weights")}
+    if binarizer.learned is not None:
+        tensors |= {field.name: getattr(binarizer.learned, field.name) for field in fields(Learned)}
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
 def from_tensors(tensors: Mapping[str, NDArray[np.float32]], levels: tuple[int, ...]) -> Binarizer:
@@ -86,6 +112,21 @@ def from_tensors(tensors: Mapping[str, NDArray[np.float32]], levels: tuple[int, 
         "rotation": ("float32", (dims, levels[0])),
         "weights": ("float32", (len(blocks_of(levels)), len(levels))),
     }
-    if found != expected:
-        raise CorruptArtifactError("binarizer", f"expected tensors {expected}, found {found}", "fit it anew")
-    return Binarizer(tensors["mean"], tensors["rotation"], levels, tensors["weights"])
+    learned = {
+        "query_map": ("float32", (dims, levels[0])),
+        "expectation": ("float32", (dims, dims)),
+        "spread": ("float32", (levels[0],)),
+        "scales": ("float32", np.shape(tensors.get("scales", ()))),
+    }
+    is_learned = any(name in tensors for name in learned)
+    if found != expected | (learned if is_learned else {}):
+        raise CorruptArtifactError(
+            "binarizer", f"expected tensors {expected} or with {learned}, found {found}", "fit it anew"
+        )
+    return Binarizer(
+        tensors["mean"],
+        tensors["rotation"],
+        levels,
+        tensors["weights"],
+        Learned(**{name: tensors[name] for name in learned}) if is_learned else None,
+    )

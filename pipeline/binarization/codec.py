@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.binarization.binarizer import Binarizer
+from pipeline.binarization.binarizer import Binarizer, Learned
 
 __all__ = ["ROWS_PER_BLOCK", "Codes", "binarize", "decode"]
 
@@ -66,14 +66,60 @@ def _binarize_block(binarizer: Binarizer, x: NDArray[np.float32]) -> Codes:
     mean = binarizer.mean.astype(np.float64)
     centred = x - mean
     z = (centred @ binarizer.rotation.astype(np.float64)).astype(np.float32)
-    code, value = _quantize(binarizer, z)
+    learned = binarizer.learned
+    scales = np.ones(1, np.float32) if learned is None else learned.scales
+    code, value = _quantize(binarizer, z, scales)
+    factor = _factors(z, value)
+    offset = (centred * mean).sum(axis=1)
+    if learned is not None:
+        offset += _expected_error(learned, centred, value, factor)
+    return Codes(code, _half(factor), _half(offset))
+
+
+def _factors(z: NDArray[np.float32], value: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n,) |z|² / ⟨z, value⟩, 0 where a vector is the mean."""
     wide = z.astype(np.float64)
     square, product = (wide * wide).sum(axis=1), (wide * value).sum(axis=1)
-    factor = np.divide(square, product, out=np.zeros_like(square), where=product > 0)
-    return Codes(code, _half(factor), _half((centred * mean).sum(axis=1)))
+    return np.divide(square, product, out=np.zeros_like(square), where=product > 0)
 
 
-def _quantize(binarizer: Binarizer, z: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def _expected_error(
+    learned: Learned,
+    centred: NDArray[np.float64],
+    value: NDArray[np.float32],
+    factor: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """(n,) what the code is expected to leave of the inner product: ⟨e, x - mean⟩ - factor·⟨e_q, B⟩, e the expected query."""
+    products, m = centred @ learned.products, value.shape[1]
+    missed: NDArray[np.float64] = (products[:, m:] * centred).sum(axis=1)
+    return missed - factor * (products[:, :m] * value).sum(axis=1)
+
+
+def _quantize(
+    binarizer: Binarizer, z: NDArray[np.float32], scales: NDArray[np.float32]
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """(n, code_bytes) signs of z at the best of the scales, and (n, m_0) the value that they sum to, at scale 1."""
+    code, value = _signs(binarizer, z / scales[0])
+    if len(scales) == 1:
+        return code, value
+    cost = _cost(binarizer, z, value)
+    for scale in scales[1:]:
+        other, other_value = _signs(binarizer, z / scale)
+        other_cost = _cost(binarizer, z, other_value)
+        better = other_cost < cost
+        code[better], value[better], cost[better] = other[better], other_value[better], other_cost[better]
+    return code, value
+
+
+def _cost(binarizer: Binarizer, z: NDArray[np.float32], value: NDArray[np.float32]) -> NDArray[np.float64]:
+    """(n,) expected square of the error of inner products, but for what all values of a vector share."""
+    assert binarizer.learned is not None  # noqa: S101
+    error = z - _factors(z, value)[:, None] * value
+    cost: NDArray[np.float64] = (error * error * binarizer.learned.spread).sum(axis=1)
+    return cost
+
+
+def _signs(binarizer: Binarizer, z: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(n, code_bytes) greedy signs of z, and (n, m_0) the value that they sum to."""
     value = np.zeros_like(z)
     planes = []

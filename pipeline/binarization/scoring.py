@@ -10,7 +10,7 @@ __all__ = ["rotate_queries", "score"]
 
 
 def rotate_queries(binarizer: Binarizer, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Queries as the codes see them: (q - mean) @ rotation.
+    """Queries as the codes see them: (q - mean) @ query_map.
 
     Args:
         binarizer: The transform of the codes.
@@ -19,7 +19,7 @@ def rotate_queries(binarizer: Binarizer, queries: NDArray[np.float32]) -> NDArra
     Returns:
         (q, m_0) float32.
     """
-    return ((queries - binarizer.mean) @ binarizer.rotation).astype(np.float32, copy=False)
+    return ((queries - binarizer.mean) @ binarizer.query_map).astype(np.float32, copy=False)
 
 
 def score(

@@ -147,6 +147,10 @@ class CodesInfo(_Frozen):
     code_bytes: int
     files: tuple[FileRef, ...]
     """Files of the binarizer."""
+    method: str = "rotation"
+    """How it was made: rotation or learned."""
+    held_out_recall: dict[str, float] = {}
+    """recall@10 by codes alone for held-out queries, by method that was tried."""
 
 
 class Segment(_Frozen):

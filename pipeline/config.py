@@ -151,8 +151,11 @@ class EmbeddingConfig(_Strict):
 
 
 class BinarizerConfig(_Strict):
-    """Size of the codes; at most one of bytes, levels, bits_per_dim (bytes: 96 if none)."""
+    """How codes are made, and their size: at most one of bytes, levels, bits_per_dim (bytes: 96 if none)."""
 
+    method: Literal["auto", "rotation", "learned"] = "auto"
+    """rotation: in closed form; learned: from pairs of near vectors, too; auto: both are fitted, and the one is kept that finds
+    more for queries held out from both. Of fewer than 2,048 sample vectors nothing is learned."""
     bytes: int | None = Field(None, ge=1)
     """Code bytes per vector, factor and offset not counted; the levels are chosen from the spectrum."""
     levels: tuple[int, ...] | None = None

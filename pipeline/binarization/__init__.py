@@ -1,30 +1,39 @@
 """Float vectors → codes of weighted signs, and inner products estimated from codes: arrays in, arrays out.
 
 levels.py    how many sign levels each dimension gets: from the spectrum, or as configured
-binarizer.py the transform: mean, rotation, levels, weights; to and from named tensors
+binarizer.py the transform: mean, rotation, levels, weights, what was learned; to and from named tensors
 fitting.py   sample → binarizer, in closed form
+learning.py  binarizer and pairs of queries and documents → learned binarizer
+choosing.py  both fitted, and the better one by queries held out from both
 codec.py     vectors → codes, factors and offsets; codes → values
 scoring.py   queries and codes → estimated inner products
 
-The learned binarizer (BEBR, arXiv 2302.08714) will add a trained transform in front of the same codes: levels, layout,
-factor, offset and scoring stay. Reading and writing files is `pipeline.index`'s part.
+Reading and writing files is `pipeline.index`'s part.
 """
 
-from pipeline.binarization.binarizer import Binarizer, Block, from_tensors, to_tensors
+from pipeline.binarization.binarizer import Binarizer, Block, Learned, from_tensors, to_tensors
+from pipeline.binarization.choosing import Choice, choose_binarizer
 from pipeline.binarization.codec import Codes, binarize, decode
 from pipeline.binarization.fitting import fit_binarizer
+from pipeline.binarization.learning import Pairs, learn_binarizer, mine_pairs
 from pipeline.binarization.levels import choose_levels
 from pipeline.binarization.scoring import rotate_queries, score
 
 __all__ = [
     "Binarizer",
     "Block",
+    "Choice",
     "Codes",
+    "Learned",
+    "Pairs",
     "binarize",
+    "choose_binarizer",
     "choose_levels",
     "decode",
     "fit_binarizer",
     "from_tensors",
+    "learn_binarizer",
+    "mine_pairs",
     "rotate_queries",
     "score",
     "to_tensors",

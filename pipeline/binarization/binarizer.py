@@ -116,7 +116,7 @@ def from_tensors(tensors: Mapping[str, NDArray[np.float32]], levels: tuple[int, 
         "query_map": ("float32", (dims, levels[0])),
         "expectation": ("float32", (dims, dims)),
         "spread": ("float32", (levels[0],)),
-        "scales": ("float32", np.shape(tensors.get("scales", ()))),
+        "scales": ("float32", (np.size(tensors.get("scales", ())),)),
     }
     is_learned = any(name in tensors for name in learned)
     if found != expected | (learned if is_learned else {}):

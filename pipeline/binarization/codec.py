@@ -65,7 +65,7 @@ def binarize(binarizer: Binarizer, vectors: NDArray[np.float32]) -> Codes:
 def _binarize_block(binarizer: Binarizer, x: NDArray[np.float32]) -> Codes:
     mean = binarizer.mean.astype(np.float64)
     centred = x - mean
-    z = (centred @ binarizer.rotation.astype(np.float64)).astype(np.float32)
+    z = _rotated(binarizer, centred)
     learned = binarizer.learned
     scales = np.ones(1, np.float32) if learned is None else learned.scales
     code, value = _quantize(binarizer, z, scales)
@@ -117,6 +117,26 @@ def _cost(binarizer: Binarizer, z: NDArray[np.float32], value: NDArray[np.float3
     error = z - _factors(z, value)[:, None] * value
     cost: NDArray[np.float64] = (error * error * binarizer.learned.spread).sum(axis=1)
     return cost
+
+
+def scale_costs(binarizer: Binarizer, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What each of the learned scales would cost each vector.
+
+    Args:
+        binarizer: A learned one.
+        vectors: (n, d) float32.
+
+    Returns:
+        (s, n) expected squares of the error of inner products, but for what all scales share.
+    """
+    assert binarizer.learned is not None  # noqa: S101
+    centred = vectors.astype(np.float64) - binarizer.mean
+    z = _rotated(binarizer, centred)
+    return np.stack([_cost(binarizer, z, _signs(binarizer, z / s)[1]) for s in binarizer.learned.scales])
+
+
+def _rotated(binarizer: Binarizer, centred: NDArray[np.float64]) -> NDArray[np.float32]:
+    return (centred @ binarizer.rotation.astype(np.float64)).astype(np.float32)
 
 
 def _signs(binarizer: Binarizer, z: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -18,6 +18,7 @@ from pipeline.index.stage import (
     finish_layout,
     finish_partition,
     grow_branches,
+    learn_binarizer,
     place_bucket,
     train_index,
 )
@@ -76,7 +77,9 @@ def _train(
 ) -> StageOutput:
     """Binarizer and heads: the first level in one task, the second level by groups of branches."""
     config = session.config
-    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
+    learn, train = _sample_tasks(config, documents, source, encoder)
+    learned = session.outputs("learn", [learn])[0]
+    trunk = session.outputs("train", [train])[0]
     branches = trunk.files["branches"]
     share = grown_rows(documents.vectors, config.layout) / documents.vectors
     inputs = {
@@ -108,7 +111,7 @@ def _train(
     with session.timed("train"):
         return finish_layout(
             session.store,
-            trunk.files,
+            {**trunk.files, **learned.files},
             grown,
             num_vectors=documents.vectors,
             segment_rows=config.layout.segment_rows,
@@ -135,23 +138,21 @@ def _of_buckets(
     ]
 
 
-def _trunk_task(
+def _sample_tasks(
     config: Config, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
-) -> Task:
-    settings: dict[str, Any] = {
-        "num_vectors": documents.vectors,
+) -> tuple[Task, Task]:
+    """What is done on the first sample: the binarizer, and the first level of the heads' tree."""
+    common: dict[str, Any] = {
         "sample_rows": sample_rows(documents.vectors, config.layout),
-        "layout": config.layout,
-        "binarizer": config.binarizer,
         "seed": config.seed,
     }
-    inputs = {
-        "texts": documents.texts,
-        "encoder": encoder.fingerprint,
-        "condemned": source.condemned,
-        **settings,
-    }
-    return Task("train", inputs, partial(train_index, source=source, **settings))
+    inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, "condemned": source.condemned}
+    learn = {**common, "config": config.binarizer}
+    train = {**common, "num_vectors": documents.vectors, "layout": config.layout}
+    return (
+        Task("learn", {**inputs, **learn}, partial(learn_binarizer, source=source, **learn)),
+        Task("train", {**inputs, **train}, partial(train_index, source=source, **train)),
+    )
 
 
 def _list_statistics(store: Store, directory: FileRef) -> dict[str, float]:
@@ -175,6 +176,12 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
     return {
         "code_bytes": manifest.partitions[0].codes.code_bytes,
         "levels": list(manifest.partitions[0].codes.levels),
+        "binarizer": {
+            "method": manifest.partitions[0].codes.method,
+            "held_out_recall": {
+                name: round(share, 4) for name, share in manifest.partitions[0].codes.held_out_recall.items()
+            },
+        },
         "index_bytes_per_document": round(scanned / documents, 1),
         "vectors_bytes_per_document": round(vectors / documents, 1),
         "float32_bytes_per_document": round(

@@ -1,4 +1,4 @@
-"""The build stages on the root: train → cut (a bucket) → grow (a group of branches) → place (a bucket) → build (a segment).
+"""The build stages on the root: learn; train → cut (a bucket) → grow (some branches) → place (a bucket) → build (a segment).
 
 `place_bucket` and `build_segment` are the two halves of an out-of-core shuffle from buckets of texts to segments of
 posting lists, `cut_sample` and `grow_branches` those of one from buckets to branches of the heads' tree; no step holds more
@@ -19,7 +19,7 @@ from safetensors.numpy import load, save
 
 from pipeline import clustering, postings
 from pipeline.artifacts import Attribute, CodesInfo, FileRef, Partition, Segment, StageOutput, arrow_schema
-from pipeline.binarization import Binarizer, from_tensors, to_tensors
+from pipeline.binarization import Binarizer, Choice, choose_binarizer, from_tensors, to_tensors
 from pipeline.clustering import BranchedHeads
 from pipeline.config import BinarizerConfig, LayoutConfig
 from pipeline.embedding.cache import Cache, CachedBucket
@@ -49,6 +49,7 @@ __all__ = [
     "finish_partition",
     "grow_branches",
     "iterate_vectors",
+    "learn_binarizer",
     "load_binarizer",
     "place_bucket",
     "sample_vectors",
@@ -138,6 +139,19 @@ def _slices(
 # ------------------------------------------------------------------------------------------------ training
 
 
+def learn_binarizer(
+    store: Store, source: VectorSource, *, sample_rows: int, config: BinarizerConfig, seed: int
+) -> StageOutput:
+    """Fit the binarizer on a sample, or choose between two.
+
+    Returns:
+        Files `weights` and `binarizer`: the artifact.
+    """
+    sample, _ = sample_vectors(store, source, sample_rows)
+    choice = choose_binarizer(sample, config=config, seed=seed)
+    return StageOutput(files=_write_binarizer(store, choice, rows=len(sample), seed=seed))
+
+
 def train_index(
     store: Store,
     source: VectorSource,
@@ -145,25 +159,22 @@ def train_index(
     num_vectors: int,
     sample_rows: int,
     layout: LayoutConfig,
-    binarizer: BinarizerConfig,
     seed: int,
 ) -> StageOutput:
-    """Fit the binarizer and the first level of the heads' tree on a sample.
+    """Train the first level of the heads' tree on a sample.
 
     Returns:
-        Files `branches` (scratch: centroids, lists to make in each, groups), `weights` and `binarizer` (the artifact);
-        numbers `branches`, `groups`.
+        File `branches` (scratch: centroids, lists to make in each, groups); numbers `branches`, `groups`.
     """
     sample, _ = sample_vectors(store, source, sample_rows)
-    trunk = train_trunk(sample, num_vectors=num_vectors, layout=layout, binarizer=binarizer, seed=seed)
+    trunk = train_trunk(sample, num_vectors=num_vectors, layout=layout, seed=seed)
     schema = _tree_schema(source.cache.dims, "lists", "group")
     table = pa.table(
         [vector_array(trunk.branches), pa.array(trunk.lists), pa.array(trunk.groups)], schema=schema
     )
-    files = _write_binarizer(store, trunk.binarizer)
-    files["branches"] = write_table(store, "scratch/branches", schema, [table])
     return StageOutput(
-        files=files, numbers={"branches": len(trunk.branches), "groups": int(trunk.groups.max()) + 1}
+        files={"branches": write_table(store, "scratch/branches", schema, [table])},
+        numbers={"branches": len(trunk.branches), "groups": int(trunk.groups.max()) + 1},
     )
 
 
@@ -264,7 +275,7 @@ def finish_layout(
 
     Args:
         store: The root.
-        trained_files: Files of `train_index`.
+        trained_files: Files of `train_index` and `learn_binarizer`.
         grown: Files of `grow_branches`, in the order of the groups.
         num_vectors: Vectors of the corpus.
         segment_rows: Rows of a segment, about.
@@ -292,11 +303,19 @@ def finish_layout(
     )
 
 
-def _write_binarizer(store: Store, binarizer: Binarizer) -> dict[str, FileRef]:
-    weights = save(to_tensors(binarizer))
+def _write_binarizer(store: Store, choice: Choice, **trained_on: int) -> dict[str, FileRef]:
+    weights = save(to_tensors(choice.binarizer))
     digest = hashlib.sha256(weights).hexdigest()
     card = canonical_json(
-        {"format": 1, "kind": "rotation", "levels": list(binarizer.levels), "weights": digest}
+        {
+            "format": 2,
+            "method": choice.method,
+            "levels": list(choice.binarizer.levels),
+            "weights": digest,
+            "held_out_recall": dict(choice.recall),
+            "held_out_queries": choice.held_out_queries,
+            **trained_on,
+        }
     )
     folder = f"binarizers/{hashlib.sha256(card).hexdigest()[:32]}"
     files = {}
@@ -413,15 +432,17 @@ def finish_partition(
     """
     parts = pa.concat_tables([read_columns(store, output.files["directory_part"].path) for output in built])
     directory = parts.select(directory_schema().names)
-    binarizer = load_binarizer(store, _folder_of(trained_files["binarizer"]))
+    card = json.loads(store.read(trained_files["binarizer"].path))
     return Partition(
         partition_id=ONLY_PARTITION,
         space=space,
         codes=CodesInfo(
             binarizer=_folder_of(trained_files["binarizer"]),
-            levels=binarizer.levels,
-            code_bytes=sum(binarizer.levels) // 8,
+            levels=card["levels"],
+            code_bytes=sum(card["levels"]) // 8,
             files=(trained_files["binarizer"], trained_files["weights"]),
+            method=card["method"],
+            held_out_recall=card["held_out_recall"],
         ),
         heads=_write_heads(store, trained_files["layout"], parts),
         directory=write_table(

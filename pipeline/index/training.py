@@ -1,4 +1,4 @@
-"""From samples of vectors: the binarizer, the branches, the heads of each branch, and how lists are cut into segments. Pure.
+"""From samples of vectors: the branches, the heads of each branch, and how lists are cut into segments. Pure.
 
 K-means in two levels: one task trains the branches on a capped sample, many tasks train the heads of their branches on the
 larger sample that falls to them. No task sees a sample that grows with the corpus.
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import clustering, postings
-from pipeline.binarization import Binarizer, fit_binarizer
+from pipeline.binarization import Binarizer
 from pipeline.clustering import BranchedHeads
-from pipeline.config import BinarizerConfig, LayoutConfig
+from pipeline.config import LayoutConfig
 
 __all__ = [
     "TrainedLayout",
@@ -37,7 +37,6 @@ GROUP_ROWS = 16_384
 class Trunk:
     """The first level."""
 
-    binarizer: Binarizer
     branches: NDArray[np.float32]
     """(num_branches, d) centroids, in storage order."""
     lists: NDArray[np.int32]
@@ -78,28 +77,23 @@ def train_trunk(
     *,
     num_vectors: int,
     layout: LayoutConfig,
-    binarizer: BinarizerConfig,
     seed: int,
 ) -> Trunk:
-    """Fit the binarizer and the branches.
+    """Train the branches.
 
     Args:
         sample: (n, d) float32 unit vectors, a uniform sample of the corpus.
         num_vectors: Vectors of the corpus.
         layout: Sizes of lists.
-        binarizer: Size of the codes.
         seed: Of every random choice.
     """
-    fitted = fit_binarizer(sample, config=binarizer, rng=np.random.default_rng(seed))
     num_lists = postings.list_count(num_vectors, layout.rows_per_list)
     wanted = branch_count(num_lists, len(sample))
     branches = clustering.train_centroids(sample, num_lists=wanted, seed=seed)
     branches = branches[clustering.order_depth_first(branches)]
     sizes = np.bincount(clustering.assign(sample, branches)[0], minlength=len(branches))
     expected = sizes.astype(np.float64) * (grown_rows(num_vectors, layout) / len(sample))
-    return Trunk(
-        fitted, branches, _shared_out(num_lists, sizes), postings.segments_of_lists(expected, GROUP_ROWS)
-    )
+    return Trunk(branches, _shared_out(num_lists, sizes), postings.segments_of_lists(expected, GROUP_ROWS))
 
 
 def _shared_out(total: int, sizes: NDArray[np.int64]) -> NDArray[np.int32]:

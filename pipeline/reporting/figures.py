@@ -27,11 +27,24 @@ __all__ = [
 
 V = TypeVar("V")
 
-PARTS = ("plan", "start", "read", "merge", "embed", "train", "place", "build", "judge", "curve", "compare")
+PARTS = (
+    "plan",
+    "start",
+    "read",
+    "merge",
+    "embed",
+    "learn",
+    "train",
+    "place",
+    "build",
+    "judge",
+    "curve",
+    "compare",
+)
 """Parts of a run that are timed, in order of time: a summary at rest has its keys sorted."""
 KINDS = (
-    "read", "merge", "units", "encode", "given", "condemned", "train", "cut", "grow", "place", "build", "queries", "exact",
-    "driver",
+    "read", "merge", "units", "encode", "given", "condemned", "learn", "train", "cut", "grow", "place", "build", "queries",
+    "exact", "driver",
 )  # fmt: skip
 """Tasks whose memory is measured, in order of time; the driver beside them."""
 

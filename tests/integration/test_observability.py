@@ -188,7 +188,7 @@ def test_every_line_of_a_run_names_run_stage_shard_and_attempt(log, tmp_path):
         [line["stage"] for line in lines if line["event"] == f"stage_{what}"]
         for what in ("started", "finished")
     )
-    kinds = ["read", "merge", "units", "encode", "train", "cut", "grow", "place", "build", "exact"]
+    kinds = ["read", "merge", "units", "encode", "learn", "train", "cut", "grow", "place", "build", "exact"]
     assert started == finished == kinds
 
     workers = worker_lines(under_way.run)
@@ -197,7 +197,7 @@ def test_every_line_of_a_run_names_run_stage_shard_and_attempt(log, tmp_path):
     assert {line["attempt"] for line in workers} == {1}
     shards = {line["shard"] for line in workers if line["stage"] == "read"}
     assert shards == {"shard 0", "shard 1"}
-    assert all(line["shard"] for line in workers if line["stage"] != "train")
+    assert all(line["shard"] for line in workers if line["stage"] not in {"learn", "train"})
 
     read = ledger.stages["read"]
     assert (read.tasks, read.done, read.reused, read.retried, read.rows) == (2, 2, 0, 0, 503)

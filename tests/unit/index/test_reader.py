@@ -20,6 +20,7 @@ from pipeline.index.stage import (
     finish_layout,
     finish_partition,
     grow_branches,
+    learn_binarizer,
     place_bucket,
     sample_vectors,
     train_index,
@@ -74,9 +75,9 @@ def built(tmp_path_factory):
         num_vectors=len(names),
         sample_rows=len(names),
         layout=layout,
-        binarizer=BinarizerConfig(bytes=16),
         seed=1,
     )
+    learned = learn_binarizer(store, source, sample_rows=len(names), config=BinarizerConfig(bytes=16), seed=1)
     branches, seed = trunk.files["branches"], 1
     samples = [
         cut_sample(store, source, b, branches, share=1.0).files["sample"] for b in range(cache.buckets)
@@ -86,7 +87,7 @@ def built(tmp_path_factory):
         grow_branches(store, samples, g, branches, max_rows=10_000, seed=seed).files["heads"] for g in groups
     ]
     trained = finish_layout(
-        store, trunk.files, grown, num_vectors=len(names), segment_rows=layout.segment_rows
+        store, trunk.files | learned.files, grown, num_vectors=len(names), segment_rows=layout.segment_rows
     )
     placed = [place_bucket(store, source, b, trained.files).files["placed"] for b in range(cache.buckets)]
     segments = [

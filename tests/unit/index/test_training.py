@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clustering import assign
-from pipeline.config import BinarizerConfig, LayoutConfig
+from pipeline.config import LayoutConfig
 from pipeline.index.training import (
     _shared_out,
     branch_count,
@@ -44,9 +44,7 @@ def test_the_capped_sample_bounds_the_first_level_and_not_the_second():
 
 def test_a_trunk_has_neighbouring_branches_in_groups_and_every_list_in_a_branch():
     layout = LayoutConfig(rows_per_list=20, train_rows_per_list=20)
-    trunk = train_trunk(
-        unit(2000), num_vectors=100_000, layout=layout, binarizer=BinarizerConfig(bytes=8), seed=3
-    )
+    trunk = train_trunk(unit(2000), num_vectors=100_000, layout=layout, seed=3)
     assert len(trunk.branches) == len(trunk.lists) == len(trunk.groups) == 62
     assert trunk.lists.sum() == 5000
     assert (np.diff(trunk.groups) >= 0).all()

@@ -3,7 +3,8 @@
 levels.py    how many sign levels each dimension gets: from the spectrum, or as configured
 binarizer.py the transform: mean, rotation, levels, weights, what was learned; to and from named tensors
 fitting.py   sample → binarizer, in closed form
-learning.py  binarizer and pairs of queries and documents → learned binarizer
+learning.py  binarizer and pairs of queries and documents → learned binarizer, in closed form
+distilling.py  its maps trained on the order of float inner products, by gradient descent
 choosing.py  both fitted, and the better one by queries held out from both
 codec.py     vectors → codes, factors and offsets; codes → values
 scoring.py   queries and codes → estimated inner products
@@ -15,7 +16,6 @@ from pipeline.binarization.binarizer import Binarizer, Block, Learned, from_tens
 from pipeline.binarization.choosing import Choice, choose_binarizer
 from pipeline.binarization.codec import Codes, binarize, decode
 from pipeline.binarization.fitting import fit_binarizer
-from pipeline.binarization.learning import Pairs, learn_binarizer, mine_pairs
 from pipeline.binarization.levels import choose_levels
 from pipeline.binarization.scoring import rotate_queries, score
 
@@ -25,15 +25,12 @@ __all__ = [
     "Choice",
     "Codes",
     "Learned",
-    "Pairs",
     "binarize",
     "choose_binarizer",
     "choose_levels",
     "decode",
     "fit_binarizer",
     "from_tensors",
-    "learn_binarizer",
-    "mine_pairs",
     "rotate_queries",
     "score",
     "to_tensors",

@@ -1,8 +1,7 @@
 """Choose a binarizer by what it finds for queries that nothing was trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import faiss
 import numpy as np
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.binarization.binarizer import Binarizer
 from pipeline.binarization.codec import binarize
 from pipeline.binarization.fitting import fit_binarizer
-from pipeline.binarization.learning import is_held_out, learn_binarizer, mine_pairs
+from pipeline.binarization.learning import Look, is_held_out, learn_binarizer, mine_neighbours
 from pipeline.binarization.scoring import rotate_queries, score
 from pipeline.config import BinarizerConfig
 
@@ -20,6 +19,7 @@ __all__ = ["Choice", "HeldOut", "choose_binarizer"]
 FEWEST_ROWS = 2048
 """With fewer there are too few queries to tell methods apart: the closed form stands."""
 HELD_OUT_QUERIES = 1000
+STOPPING_BASE = 8192
 HELD_OUT_BASE = 32_768
 """Rows among which held-out queries look for their neighbours: bounds time."""
 QUERY_BLOCK = 128
@@ -32,10 +32,14 @@ class Choice:
     """A binarizer, and what spoke for it."""
 
     binarizer: Binarizer
-    method: Literal["rotation", "learned"]
-    recall: Mapping[str, float]
-    """By method that was fitted: recall@10 of held-out queries by codes alone; nothing where too few rows were there."""
-    held_out_queries: int
+    method: str
+    """rotation or learned."""
+    recall: Mapping[str, float] = field(default_factory=dict)
+    """By method that was fitted: recall@10 of held-out queries by codes alone; nothing where only one was."""
+    held_out_queries: int = 0
+    """Queries that say so; as many others said when to stop training."""
+    curve: tuple[Look, ...] = ()
+    """Of the training."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,8 @@ class HeldOut:
 def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, seed: int) -> Choice:
     """Fit the binarizer that the configuration asks for; by `auto`, the one with the higher held-out recall.
 
-    One vector in thirty-two is held out, by its content. Same sample, seed, threads, hardware and libraries: same bits.
+    One vector in thirty-two is held out, by its content; half of those stop the training, half judge. Same
+    sample, seed, threads, hardware and libraries: same bits.
 
     Args:
         sample: (n, d) float32 unit vectors, a uniform sample of the corpus.
@@ -74,19 +79,36 @@ def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, se
     Raises:
         ConfigError: The vectors are too narrow for the size asked for.
     """
-    rotations, pairing = (np.random.default_rng(part) for part in np.random.SeedSequence(seed).spawn(2))
+    rotations, mining, distilling = np.random.SeedSequence(seed).spawn(3)
+    rng = np.random.default_rng(rotations)
     if config.method == "rotation" or len(sample) < FEWEST_ROWS:
-        return Choice(fit_binarizer(sample, config=config, rng=rotations), "rotation", {}, 0)
+        return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     for_queries = is_held_out(sample)
-    train = sample[~for_queries]
-    held_out = _held_out(sample[for_queries][:HELD_OUT_QUERIES], train[:HELD_OUT_BASE])
-    rotation = fit_binarizer(train, config=config, rng=rotations)
-    learned = learn_binarizer(rotation, mine_pairs(train, pairing))
-    recall = {"rotation": held_out.recall(rotation), "learned": held_out.recall(learned)}
-    queries = len(held_out.queries)
-    if config.method == "learned" or recall["learned"] > recall["rotation"]:
-        return Choice(learned, "learned", recall, queries)
-    return Choice(rotation, "rotation", recall, queries)
+    train, queries = sample[~for_queries], sample[for_queries][:HELD_OUT_QUERIES]
+    rotation = fit_binarizer(train, config=config, rng=rng)
+    learned, curve = _learned(rotation, train, queries[::2], mining, distilling)
+    judges = _held_out(queries[1::2], train[:HELD_OUT_BASE])
+    recall = {"rotation": judges.recall(rotation), "learned": judges.recall(learned)}
+    takes_learned = config.method == "learned" or recall["learned"] > recall["rotation"]
+    binarizer, method = (learned, "learned") if takes_learned else (rotation, "rotation")
+    return Choice(binarizer, method, recall, len(judges.queries), curve)
+
+
+def _learned(
+    rotation: Binarizer,
+    train: NDArray[np.float32],
+    queries: NDArray[np.float32],
+    mining: np.random.SeedSequence,
+    distilling: np.random.SeedSequence,
+) -> tuple[Binarizer, tuple[Look, ...]]:
+    # Torch, which who reads a release need not have.
+    from pipeline.binarization.distilling import distil
+
+    neighbours = mine_neighbours(train, np.random.default_rng(mining))
+    start = learn_binarizer(rotation, neighbours.pairs(train))
+    stopping = _held_out(queries, train[:STOPPING_BASE])
+    seed = int(distilling.generate_state(1)[0])
+    return distil(start, train, neighbours, recall=stopping.recall, seed=seed)
 
 
 def _held_out(queries: NDArray[np.float32], base: NDArray[np.float32]) -> HeldOut:

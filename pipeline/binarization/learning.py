@@ -12,6 +12,7 @@ Codes, factors and offsets keep their shape, and what a code is depends on its v
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import faiss
 import numpy as np
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 from pipeline.binarization.binarizer import Binarizer, Learned
 from pipeline.binarization.codec import scale_costs
 
-__all__ = ["Pairs", "is_held_out", "learn_binarizer", "mine_pairs"]
+__all__ = ["Look", "Neighbours", "Pairs", "is_held_out", "learn_binarizer", "mine_neighbours"]
 
 NEIGHBOURS = 20
 """Nearest vectors of a document that stand in for queries that want it."""
-MAX_ANCHORS = 8192
-"""Documents whose neighbours are looked for: 160,000 pairs for 147,456 numbers at 384 dimensions."""
+MAX_ANCHORS = 16_384
+"""Vectors whose neighbours are looked for: 327,680 pairs for 147,456 numbers at 384 dimensions."""
 RIDGE = 0.01
 """Of the mean variance: pairs of near-duplicates alone would make every query its document."""
 CANDIDATE_SCALES = np.geomspace(0.6, 1.67, 21)
@@ -58,11 +59,21 @@ class Pairs:
         """Centred queries and documents, (b, d) float64 each, pair by pair."""
         for start in range(0, len(self.query_rows), ROWS_PER_BLOCK):
             block = slice(start, start + ROWS_PER_BLOCK)
-            queries, documents = (
-                self.queries[self.query_rows[block]],
-                self.documents[self.document_rows[block]],
+            yield (
+                self.queries[self.query_rows[block]].astype(np.float64) - mean,
+                self.documents[self.document_rows[block]].astype(np.float64) - mean,
             )
-            yield queries - mean.astype(np.float64), documents - mean.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How far a training has come."""
+
+    step: int
+    loss: float | None
+    """Mean over the steps since the last look, nats; None before the first."""
+    recall: float
+    """Of held-out queries, by codes alone."""
 
 
 def is_held_out(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -73,21 +84,34 @@ def is_held_out(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.frombuffer(b"".join(digests), dtype=">u8") % HELD_OUT_ONE_IN == 0
 
 
-def mine_pairs(sample: NDArray[np.float32], rng: np.random.Generator) -> Pairs:
-    """Each of some documents with its nearest neighbours, in the place of queries that want it.
+class Neighbours(NamedTuple):
+    """Nearest rows of some rows of a sample."""
+
+    rows: NDArray[np.int64]
+    """(a,) rising."""
+    nearest: NDArray[np.int64]
+    """(a, k) rows with the largest inner products, without the row itself."""
+
+    def pairs(self, sample: NDArray[np.float32]) -> Pairs:
+        """The neighbours in the place of queries that want the row's document."""
+        documents = np.repeat(self.rows, self.nearest.shape[1])
+        return Pairs(sample, sample, self.nearest.reshape(-1), documents)
+
+
+def mine_neighbours(sample: NDArray[np.float32], rng: np.random.Generator) -> Neighbours:
+    """Find the nearest neighbours of some vectors.
 
     Args:
         sample: (n, d) float32 unit vectors, n >= 2.
-        rng: Chooses the documents.
+        rng: Chooses the vectors.
     """
-    anchors = np.sort(rng.choice(len(sample), min(len(sample), MAX_ANCHORS), replace=False))
+    rows = np.sort(rng.choice(len(sample), min(len(sample), MAX_ANCHORS), replace=False))
     k = min(NEIGHBOURS, len(sample) - 1)
-    _, found = faiss.knn(sample[anchors], sample, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
-    # Of equal vectors another one may come first: then the last is dropped in the place of the document itself.
-    others = found != anchors[:, None]
+    _, found = faiss.knn(sample[rows], sample, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    # Of equal vectors another one may come first: then the last is dropped in the place of the row itself.
+    others = found != rows[:, None]
     others[others.all(axis=1), -1] = False
-    neighbours = found[others].reshape(len(anchors), k)
-    return Pairs(sample, sample, neighbours.reshape(-1), np.repeat(anchors, k))
+    return Neighbours(rows, found[others].reshape(len(rows), k))
 
 
 def learn_binarizer(binarizer: Binarizer, pairs: Pairs) -> Binarizer:

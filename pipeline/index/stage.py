@@ -9,7 +9,7 @@ their float32 vectors, which training, placing and exact search share.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -314,6 +314,7 @@ def _write_binarizer(store: Store, choice: Choice, **trained_on: int) -> dict[st
             "weights": digest,
             "held_out_recall": dict(choice.recall),
             "held_out_queries": choice.held_out_queries,
+            "curve": [asdict(look) for look in choice.curve],
             **trained_on,
         }
     )

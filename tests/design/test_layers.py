@@ -28,7 +28,7 @@ ONLY_IN = {
     "fsspec": {"storage"},
     "boto3": set(),
     "yaml": {"config"},
-    "torch": {"embedding"},
+    "torch": {"embedding", "binarization"},
     "sentence_transformers": {"embedding"},
     "transformers": {"embedding"},
     "faiss": {"clustering", "binarization", "postings", "index", "evaluation"},

@@ -23,10 +23,14 @@ from pipeline.binarization.codec import scale_costs
 
 __all__ = ["Look", "Neighbours", "Pairs", "is_held_out", "learn_binarizer", "mine_neighbours"]
 
-NEIGHBOURS = 20
-"""Nearest vectors of a document that stand in for queries that want it."""
-MAX_ANCHORS = 16_384
-"""Vectors whose neighbours are looked for: 327,680 pairs for 147,456 numbers at 384 dimensions."""
+NEIGHBOURS = 50
+"""Nearest vectors of a vector that are looked for."""
+WANTING = 20
+"""Those of them that stand in for queries that want its document."""
+MAX_ANCHORS = 40_000
+"""Vectors whose neighbours are looked for. Measured gain of recall@10 by distilling, 48 bytes: of 16,384 .002, of 40,000 .003."""
+MAX_WANTED = 8192
+"""Documents whose pairs the closed form takes: 163,840 pairs for 147,456 numbers at 384 dimensions."""
 RIDGE = 0.01
 """Of the mean variance: pairs of near-duplicates alone would make every query its document."""
 CANDIDATE_SCALES = np.geomspace(0.6, 1.67, 21)
@@ -90,12 +94,14 @@ class Neighbours(NamedTuple):
     rows: NDArray[np.int64]
     """(a,) rising."""
     nearest: NDArray[np.int64]
-    """(a, k) rows with the largest inner products, without the row itself."""
+    """(a, k) rows with the largest inner products, largest first, without the row itself."""
 
     def pairs(self, sample: NDArray[np.float32]) -> Pairs:
         """The neighbours in the place of queries that want the row's document."""
-        documents = np.repeat(self.rows, self.nearest.shape[1])
-        return Pairs(sample, sample, self.nearest.reshape(-1), documents)
+        step = -(-len(self.rows) // MAX_WANTED)
+        wanting = self.nearest[::step, :WANTING]
+        documents = np.repeat(self.rows[::step], wanting.shape[1])
+        return Pairs(sample, sample, wanting.reshape(-1), documents)
 
 
 def mine_neighbours(sample: NDArray[np.float32], rng: np.random.Generator) -> Neighbours:

@@ -57,6 +57,11 @@ def _figures(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def _binarizer_text(b: Mapping[str, Any]) -> str:
+    tried = ", ".join(f"{method} {recall:.4f}" for method, recall in b["held_out_recall"].items())
+    return f"{b['method']}; recall@10 by codes alone, held-out queries: {tried}" if tried else b["method"]
+
+
 def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         (
@@ -66,6 +71,7 @@ def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("encoded", f"{s['encoded']:,} texts with {s['encoder']}"),
         ("dead letters", _letters_text(s)),
         ("codes", f"{s['code_bytes']} bytes per vector, levels {s['levels']}"),
+        ("binarizer", _binarizer_text(s["binarizer"])),
         (
             "posting lists",
             f"{s['lists']:,} (CV {s['list_rows_cv']}); a query probes {s['probes']}, re-ranks {s['rerank']}",

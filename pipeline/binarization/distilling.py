@@ -30,7 +30,7 @@ MAX_STEPS = 2000
 EPOCHS = 4
 LOOKS = 4
 PATIENCE = 3
-"""Looks without a better recall, after which training stops: the first steps are the largest, and can lose what later ones gain."""
+"""Looks without a better recall that end the training: the first steps are the largest, and can lose what later ones gain."""
 
 
 def distil(

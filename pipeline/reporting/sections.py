@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.artifacts import CodesInfo
 from pipeline.reporting.figures import Figures, ReleaseLine
 from pipeline.reporting.plots import Plot, draw
 from pipeline.reporting.wording import (
@@ -230,10 +231,23 @@ def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
             tuple((str(i), count(width), count(width // 8)) for i, width in enumerate(levels, 1)),
         )
     )
-    size, dims = figures.manifest.partitions[0].codes.code_bytes, figures.manifest.dims
+    codes = figures.manifest.partitions[0].codes
+    if codes.held_out_recall:
+        tables.append(_binarizer_table(codes))
+    size, dims = codes.code_bytes, figures.manifest.dims
     intro = f"A code has {size} bytes for a vector of {dims} dimensions: most bits where vectors vary most."
     gone = "" if figures.list_rows is not None else "The directory of this release was collected by gc."
     return Section("layout", "Posting lists and codes", intro, plots, tuple(tables), gone)
+
+
+def _binarizer_table(codes: CodesInfo) -> Table:
+    """What each binarizer found for queries held out from its training."""
+    columns = (_text("binarizer"), Column("recall@10 by codes alone"), _text(""))
+    rows = tuple(
+        (method, share(recall), "in use" if method == codes.method else "")
+        for method, recall in codes.held_out_recall.items()
+    )
+    return Table("Binarizers, on held-out queries", columns, rows)
 
 
 def _list_table(sizes: NDArray[np.int64]) -> Table:

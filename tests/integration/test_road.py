@@ -602,7 +602,7 @@ def test_numpy_and_pread_alone_find_what_search_finds(built, tmp_path):
     probed = set(np.argsort(distances)[: manifest["search"]["probes"]].tolist())
     edges = [0, *sorted(set(card["levels"]))]
     blocks = [(a, b, sum(m >= b for m in card["levels"])) for a, b in zip(edges, edges[1:], strict=False)]
-    rotated = (query - weights["mean"]) @ weights["rotation"]
+    rotated = (query - weights["mean"]) @ weights.get("query_map", weights["rotation"])
     candidates = []
     for row in directory:
         if row["list_no"] not in probed:

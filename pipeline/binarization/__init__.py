@@ -4,7 +4,8 @@ levels.py    how many sign levels each dimension gets: from the spectrum, or as 
 binarizer.py the transform: mean, rotation, levels, weights; to and from named tensors
 fitting.py   sample → binarizer, in closed form
 codec.py     vectors → codes, factors and offsets; codes → values
-scoring.py   queries and codes → estimated inner products
+scoring.py   queries and codes → estimated inner products, for codes that are read once
+scanning.py  queries and codes that stay in memory → the best rows of each query
 
 The learned binarizer (BEBR, arXiv 2302.08714) will add a trained transform in front of the same codes: levels, layout,
 factor, offset and scoring stay. Reading and writing files is `pipeline.index`'s part.
@@ -14,12 +15,16 @@ from pipeline.binarization.binarizer import Binarizer, Block, from_tensors, to_t
 from pipeline.binarization.codec import Codes, binarize, decode
 from pipeline.binarization.fitting import fit_binarizer
 from pipeline.binarization.levels import choose_levels
-from pipeline.binarization.scoring import rotate_queries, score
+from pipeline.binarization.scanning import BestRows, CodeScanner
+from pipeline.binarization.scoring import Mode, rotate_queries, score
 
 __all__ = [
+    "BestRows",
     "Binarizer",
     "Block",
+    "CodeScanner",
     "Codes",
+    "Mode",
     "binarize",
     "choose_levels",
     "decode",

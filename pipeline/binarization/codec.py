@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.binarization.binarizer import Binarizer
 
-__all__ = ["ROWS_PER_BLOCK", "Codes", "binarize", "decode"]
+__all__ = ["ROWS_PER_BLOCK", "Codes", "binarize", "decode", "quantize"]
 
 ROWS_PER_BLOCK = 1024
 """Bounds memory; at 384 dimensions a block of values stays in the second-level cache."""
@@ -66,14 +66,14 @@ def _binarize_block(binarizer: Binarizer, x: NDArray[np.float32]) -> Codes:
     mean = binarizer.mean.astype(np.float64)
     centred = x - mean
     z = (centred @ binarizer.rotation.astype(np.float64)).astype(np.float32)
-    code, value = _quantize(binarizer, z)
+    code, value = quantize(binarizer, z)
     wide = z.astype(np.float64)
     square, product = (wide * wide).sum(axis=1), (wide * value).sum(axis=1)
     factor = np.divide(square, product, out=np.zeros_like(square), where=product > 0)
     return Codes(code, _half(factor), _half((centred * mean).sum(axis=1)))
 
 
-def _quantize(binarizer: Binarizer, z: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def quantize(binarizer: Binarizer, z: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(n, code_bytes) greedy signs of z, and (n, m_0) the value that they sum to."""
     value = np.zeros_like(z)
     planes = []

@@ -3,7 +3,6 @@
 Codes that stay and are searched again are `scanning`'s.
 """
 
-from functools import cache
 from typing import Literal
 
 import faiss
@@ -114,11 +113,10 @@ def expand_queries(binarizer: Binarizer, values: NDArray[np.float32]) -> NDArray
     return np.concatenate(parts, axis=1, dtype=np.float32)
 
 
-@cache
 def sign_patterns(bits: int) -> NDArray[np.float32]:
-    """(2**bits, bits) signs that each value of so many bits stands for, the first in its highest bit."""
-    values = np.arange(2**bits)[:, None] >> np.arange(bits)[::-1] & 1
-    return (2 * values - 1).astype(np.float32)
+    """(2**bits, bits) signs that each value of 1 to 8 bits stands for, the first in its highest bit."""
+    values = np.arange(2**bits, dtype=np.uint8)[:, None]
+    return 2 * np.unpackbits(values, axis=1)[:, -bits:].astype(np.float32) - 1
 
 
 def _by_decoding(

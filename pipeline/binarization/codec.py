@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pipeline.binarization.binarizer import Binarizer, Learned
 
-__all__ = ["ROWS_PER_BLOCK", "Codes", "binarize", "decode"]
+__all__ = ["ROWS_PER_BLOCK", "Codes", "binarize", "decode", "quantize"]
 
 ROWS_PER_BLOCK = 1024
 """Bounds memory; at 384 dimensions a block of values stays in the second-level cache."""
@@ -68,7 +68,7 @@ def _binarize_block(binarizer: Binarizer, x: NDArray[np.float32]) -> Codes:
     z = _rotated(binarizer, centred)
     learned = binarizer.learned
     scales = np.ones(1, np.float32) if learned is None else learned.scales
-    code, value = _quantize(binarizer, z, scales)
+    code, value = _best_signs(binarizer, z, scales)
     factor = _factors(z, value)
     offset = (centred * mean).sum(axis=1)
     if learned is not None:
@@ -95,16 +95,16 @@ def _expected_error(
     return missed - factor * (products[:, :m] * value).sum(axis=1)
 
 
-def _quantize(
+def _best_signs(
     binarizer: Binarizer, z: NDArray[np.float32], scales: NDArray[np.float32]
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(n, code_bytes) signs of z at the best of the scales, and (n, m_0) the value that they sum to, at scale 1."""
-    code, value = _signs(binarizer, z / scales[0])
+    code, value = quantize(binarizer, z / scales[0])
     if len(scales) == 1:
         return code, value
     cost = _cost(binarizer, z, value)
     for scale in scales[1:]:
-        other, other_value = _signs(binarizer, z / scale)
+        other, other_value = quantize(binarizer, z / scale)
         other_cost = _cost(binarizer, z, other_value)
         better = other_cost < cost
         code[better], value[better], cost[better] = other[better], other_value[better], other_cost[better]
@@ -132,14 +132,14 @@ def scale_costs(binarizer: Binarizer, vectors: NDArray[np.float32]) -> NDArray[n
     assert binarizer.learned is not None  # noqa: S101
     centred = vectors.astype(np.float64) - binarizer.mean
     z = _rotated(binarizer, centred)
-    return np.stack([_cost(binarizer, z, _signs(binarizer, z / s)[1]) for s in binarizer.learned.scales])
+    return np.stack([_cost(binarizer, z, quantize(binarizer, z / s)[1]) for s in binarizer.learned.scales])
 
 
 def _rotated(binarizer: Binarizer, centred: NDArray[np.float64]) -> NDArray[np.float32]:
     return (centred @ binarizer.rotation.astype(np.float64)).astype(np.float32)
 
 
-def _signs(binarizer: Binarizer, z: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def quantize(binarizer: Binarizer, z: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(n, code_bytes) greedy signs of z, and (n, m_0) the value that they sum to."""
     value = np.zeros_like(z)
     planes = []

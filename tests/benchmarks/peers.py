@@ -1,0 +1,85 @@
+"""FAISS's quantizers on the same vectors: what a user would otherwise take for codes of a given size."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+FULL_OPQ = "STRATA_BENCHMARK_FULL_OPQ"
+"""Environment variable; set, OPQ is trained as FAISS does by itself, which takes up to a quarter of an hour for one size."""
+OPQ_ROWS, OPQ_ITERATIONS, PQ_ITERATIONS = 10_000, 8, 10
+FIXED = ("RaBitQ", "RR384,RaBitQ2", "RR384,RaBitQ4", "SQ4", "SQ6", "SQ8")
+"""Quantizers whose size follows from the vectors' 384 dimensions."""
+PRODUCT = {
+    48: ("PQ48", "PQ64", "OPQ48,PQ48", "OPQ60_360,PQ60"),
+    96: ("PQ96", "PQ128", "OPQ96,PQ96", "OPQ120_360,PQ120"),
+    192: ("PQ192", "PQ192x9", "OPQ192,PQ192"),
+}
+"""Product quantizers by our code bytes: of just these, which tells fitting times of equal size, the largest up to 1.2 times ours,
+and the nearest that is not smaller."""
+MIN_DIMS = 120
+"""Principal components, at least, in the grid. Below, the missing ones cost more than bits bring: package summaries, recall
+10@10, `PCAR104,RaBitQ3` (59 bytes) .604, `PCAR128,RaBitQ2` (52 bytes) REPLACE."""
+QUERY_BITS = 8
+"""Of a RaBitQ query; FAISS's default, 0, is a float query: 250 s instead of 1.2 s, and the same recall (.6649 and .6651)."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A FAISS quantizer on one set of vectors."""
+
+    factory: str
+    num_bytes: int
+    """Per vector, with the factors that FAISS stores beside the code."""
+    train_rows: int
+    fit_s: float
+    found: NDArray[np.int64]
+    """(q, 100) places, nearest first."""
+
+
+def measured(
+    factory: str, sample: NDArray[np.float32], base: NDArray[np.float32], queries: NDArray[np.float32]
+) -> Peer:
+    """Train an index on the sample, fill it with the base and search it, by L2 distance of unit vectors."""
+    index = faiss.index_factory(base.shape[1], factory, faiss.METRIC_L2)
+    quantizer = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    rows = sample
+    if "PQ" in factory:
+        quantizer.pq.cp.niter = PQ_ITERATIONS
+    if "OPQ" in factory:
+        rows = base if FULL_OPQ in os.environ else sample[:OPQ_ROWS]
+        _set_effort(index, quantizer)
+    if "RaBitQ" in factory:
+        quantizer.qb = QUERY_BITS
+    start = time.perf_counter()
+    index.train(rows)
+    fit_s = time.perf_counter() - start
+    index.add(base)
+    _, found = index.search(queries, 100)
+    return Peer(factory, quantizer.code_size, len(rows), fit_s, found)
+
+
+def _set_effort(index: faiss.IndexPreTransform, quantizer: faiss.IndexPQ) -> None:
+    if FULL_OPQ in os.environ:
+        quantizer.pq.cp.niter = faiss.ClusteringParameters().niter
+    else:
+        faiss.downcast_VectorTransform(index.chain.at(0)).niter = OPQ_ITERATIONS
+
+
+def grid(num_bytes: int, *, most: float, dims: int) -> Iterator[str]:
+    """`PCAR{n},RaBitQ{b}` and `PCAR{n},SQ{b}`: for each b the fewest n not smaller than a size, and the most within `most` times it."""
+    for kind, all_bits in (("RaBitQ", range(1, 9)), ("SQ", (4, 6, 8))):
+        for bits in all_bits:
+            sizes = {n: _bytes(kind, bits, n) for n in range(MIN_DIMS, dims + 1, 8)}
+            fitting = [n for n, size in sizes.items() if num_bytes <= size <= most * num_bytes]
+            for n in sorted({min(fitting), max(fitting)}) if fitting else ():
+                yield f"PCAR{n},{kind}{bits}"
+
+
+def _bytes(kind: str, bits: int, dims: int) -> int:
+    index = faiss.index_factory(dims, f"{kind}{bits}", faiss.METRIC_L2)
+    return int(index.code_size)

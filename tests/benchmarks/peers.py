@@ -1,8 +1,9 @@
 """FAISS's quantizers on the same vectors: what a user would otherwise take for codes of a given size."""
 
+import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import faiss
@@ -11,19 +12,24 @@ from numpy.typing import NDArray
 
 FULL_OPQ = "STRATA_BENCHMARK_FULL_OPQ"
 """Environment variable; set, OPQ is trained as FAISS does by itself, which takes up to a quarter of an hour for one size."""
-OPQ_ROWS, OPQ_ITERATIONS, PQ_ITERATIONS = 10_000, 8, 10
+OPQ_ROWS, OPQ_ITERATIONS, OPQ_PQ_ITERATIONS = 10_000, 2, 5
+"""Without it: as little as leaves OPQ of any use. FAISS's defaults are 65,536 rows, 50 iterations and 40 for a start."""
 FIXED = ("RaBitQ", "RR384,RaBitQ2", "RR384,RaBitQ4", "SQ4", "SQ6", "SQ8")
 """Quantizers whose size follows from the vectors' 384 dimensions."""
 PRODUCT = {
-    48: ("PQ48", "PQ64", "OPQ48,PQ48", "OPQ60_360,PQ60"),
-    96: ("PQ96", "PQ128", "OPQ96,PQ96", "OPQ120_360,PQ120"),
-    192: ("PQ192", "PQ192x9", "OPQ192,PQ192"),
+    48: ("PQ48", "PQ64", "OPQ48,PQ48"),
+    96: ("PQ96", "PQ128", "OPQ96,PQ96"),
+    192: ("PQ192", "OPQ192,PQ192"),
 }
-"""Product quantizers by our code bytes: of just these, which tells fitting times of equal size, the largest up to 1.2 times ours,
-and the nearest that is not smaller."""
-MIN_DIMS = 120
+"""Product quantizers by our code bytes: of just these, which tells fitting times of equal size, and the nearest that is not smaller
+than ours with factor and offset. 384 dimensions have none between 192 and 384 bytes."""
+FULL_PRODUCT = ("OPQ60_360,PQ60", "OPQ120_360,PQ120")
+"""The largest up to 1.2 times ours, beside the others where OPQ is trained in full."""
+MIN_DIMS = 128
 """Principal components, at least, in the grid. Below, the missing ones cost more than bits bring: package summaries, recall
-10@10, `PCAR104,RaBitQ3` (59 bytes) .604, `PCAR128,RaBitQ2` (52 bytes) REPLACE."""
+10@10, `PCAR104,RaBitQ3` (59 bytes) .604, `PCAR168,RaBitQ2` (62 bytes) .68."""
+MAX_BITS = 6
+"""Of RaBitQ in the grid. FAISS's encoder takes minutes for more, and 196 bytes hold too few dimensions then."""
 QUERY_BITS = 8
 """Of a RaBitQ query; FAISS's default, 0, is a float query: 250 s instead of 1.2 s, and the same recall (.6649 and .6651)."""
 
@@ -48,11 +54,9 @@ def measured(
     index = faiss.index_factory(base.shape[1], factory, faiss.METRIC_L2)
     quantizer = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
     rows = sample
-    if "PQ" in factory:
-        quantizer.pq.cp.niter = PQ_ITERATIONS
     if "OPQ" in factory:
         rows = base if FULL_OPQ in os.environ else sample[:OPQ_ROWS]
-        _set_effort(index, quantizer)
+        _set_effort(faiss.downcast_VectorTransform(index.chain.at(0)))
     if "RaBitQ" in factory:
         quantizer.qb = QUERY_BITS
     start = time.perf_counter()
@@ -60,19 +64,27 @@ def measured(
     fit_s = time.perf_counter() - start
     index.add(base)
     _, found = index.search(queries, 100)
+    seconds = time.perf_counter() - start
+    logging.getLogger(__name__).info(
+        "%s of %d bytes measured in %.0f s", factory, quantizer.code_size, seconds
+    )
     return Peer(factory, quantizer.code_size, len(rows), fit_s, found)
 
 
-def _set_effort(index: faiss.IndexPreTransform, quantizer: faiss.IndexPQ) -> None:
-    if FULL_OPQ in os.environ:
-        quantizer.pq.cp.niter = faiss.ClusteringParameters().niter
-    else:
-        faiss.downcast_VectorTransform(index.chain.at(0)).niter = OPQ_ITERATIONS
+def _set_effort(opq: faiss.OPQMatrix) -> None:
+    if FULL_OPQ not in os.environ:
+        opq.niter, opq.niter_pq, opq.niter_pq_0 = OPQ_ITERATIONS, OPQ_PQ_ITERATIONS, OPQ_PQ_ITERATIONS
+
+
+def product_quantizers(code_bytes: Iterable[int]) -> tuple[str, ...]:
+    """Product quantizers to hold against codes of these sizes."""
+    found = tuple(factory for size in code_bytes for factory in PRODUCT[size])
+    return found + FULL_PRODUCT if FULL_OPQ in os.environ else found
 
 
 def grid(num_bytes: int, *, most: float, dims: int) -> Iterator[str]:
     """`PCAR{n},RaBitQ{b}` and `PCAR{n},SQ{b}`: for each b the fewest n not smaller than a size, and the most within `most` times it."""
-    for kind, all_bits in (("RaBitQ", range(1, 9)), ("SQ", (4, 6, 8))):
+    for kind, all_bits in (("RaBitQ", range(1, MAX_BITS + 1)), ("SQ", (4, 6, 8))):
         for bits in all_bits:
             sizes = {n: _bytes(kind, bits, n) for n in range(MIN_DIMS, dims + 1, 8)}
             fitting = [n for n, size in sizes.items() if num_bytes <= size <= most * num_bytes]

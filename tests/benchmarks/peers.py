@@ -64,10 +64,6 @@ def measured(
     fit_s = time.perf_counter() - start
     index.add(base)
     _, found = index.search(queries, 100)
-    seconds = time.perf_counter() - start
-    logging.getLogger(__name__).info(
-        "%s of %d bytes measured in %.0f s", factory, quantizer.code_size, seconds
-    )
     return Peer(factory, quantizer.code_size, len(rows), fit_s, found)
 
 

@@ -9,12 +9,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-FULL_OPQ = "STRATA_BENCHMARK_FULL_OPQ"
-"""Environment variable; set, OPQ is trained as FAISS does by itself, which takes up to a quarter of an hour for one size."""
+FULL_TRAINING = "STRATA_BENCHMARK_FULL_TRAINING"
+"""Environment variable; set, product quantizers are trained as FAISS does by itself, OPQ for minutes at each size."""
 PQ_ROWS, PQ_ITERATIONS = 10_000, 8
-"""Of product quantizers, plain or rotated. FAISS's defaults are 65,536 rows and 25 iterations of k-means."""
+"""Without it. FAISS's defaults are 65,536 rows and 25 iterations of k-means."""
 OPQ_ITERATIONS, OPQ_PQ_ITERATIONS = 2, 5
-"""Without the above: as little as leaves OPQ of any use. FAISS's defaults are 50 iterations, each with 4 of k-means, and 40 to start."""
+"""As little as leaves OPQ of any use. FAISS's defaults are 50 iterations, each with 4 of k-means, and 40 to start."""
 FIXED = ("RaBitQ", "RR384,RaBitQ2", "RR384,RaBitQ4", "SQ4", "SQ6", "SQ8")
 """Quantizers whose size follows from the vectors' 384 dimensions."""
 PRODUCT = {
@@ -25,10 +25,10 @@ PRODUCT = {
 """Product quantizers by our code bytes: of just these, which tells fitting times of equal size, and the nearest that is not smaller
 than ours with factor and offset. 384 dimensions have none between 192 and 384 bytes."""
 FULL_PRODUCT = ("OPQ60_360,PQ60", "OPQ120_360,PQ120")
-"""The largest up to 1.2 times ours, beside the others where OPQ is trained in full."""
+"""The largest up to 1.2 times ours, beside the others where training is full."""
 MIN_DIMS = 128
 """Principal components, at least, in the grid. Below, the missing ones cost more than bits bring: package summaries, recall
-10@10, `PCAR104,RaBitQ3` (59 bytes) .604, `PCAR168,RaBitQ2` (62 bytes) .68."""
+10@10, `PCAR104,RaBitQ3` (59 bytes) .604, `PCAR168,RaBitQ2` (62 bytes) .691."""
 MAX_BITS = 6
 """Of RaBitQ in the grid. FAISS's encoder takes minutes for more, and 196 bytes hold too few dimensions then."""
 QUERY_BITS = 8
@@ -73,11 +73,10 @@ def _limited(
     """Vectors to train a product quantizer on, after its number of iterations is set."""
     # It orders centroids for Hamming distances, which are not asked for; measured, it takes most of OPQ's time.
     quantizer.do_polysemous_training = False
-    is_rotated = isinstance(index, faiss.IndexPreTransform)
-    if is_rotated and FULL_OPQ in os.environ:
+    if FULL_TRAINING in os.environ:
         return base
     quantizer.pq.cp.niter = PQ_ITERATIONS
-    if is_rotated:
+    if isinstance(index, faiss.IndexPreTransform):
         opq = faiss.downcast_VectorTransform(index.chain.at(0))
         opq.niter, opq.niter_pq, opq.niter_pq_0 = OPQ_ITERATIONS, OPQ_PQ_ITERATIONS, OPQ_PQ_ITERATIONS
     return sample[:PQ_ROWS]
@@ -86,7 +85,7 @@ def _limited(
 def product_quantizers(code_bytes: Iterable[int]) -> tuple[str, ...]:
     """Product quantizers to hold against codes of these sizes."""
     found = tuple(factory for size in code_bytes for factory in PRODUCT[size])
-    return found + FULL_PRODUCT if FULL_OPQ in os.environ else found
+    return found + FULL_PRODUCT if FULL_TRAINING in os.environ else found
 
 
 def grid(num_bytes: int, *, most: float, dims: int) -> Iterator[str]:

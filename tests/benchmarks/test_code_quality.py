@@ -148,7 +148,7 @@ def measure_ours(name: str, fit: Fit, vectors: VectorSet) -> Row:
     codes = binarize(binarizer, vectors.base)
     found = nearest(lambda q: score_float(binarizer, q, codes), vectors.queries, 100)
     binary = nearest(lambda q: score_binary(binarizer, q, codes), vectors.queries, 10)
-    return Row(
+    row = Row(
         vectors.name,
         f"**{name} {list(binarizer.levels)}**",
         sum(part[0].nbytes for part in codes),
@@ -159,6 +159,8 @@ def measure_ours(name: str, fit: Fit, vectors: VectorSet) -> Row:
         recall(binary, vectors.exact),
         recall(reranked(found, vectors.queries, vectors.base, 10), vectors.exact),
     )
+    logging.getLogger(__name__).info("%s", row)
+    return row
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +240,7 @@ def test_fitting_takes_minutes_at_most_and_the_closed_form_a_tenth_of_opqs_time(
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Documents and judged queries, both models' vectors precomputed."""
+    """Documents and judged queries of a collection, with their vectors."""
 
     queries: NDArray[np.float32]
     documents: NDArray[np.float32]

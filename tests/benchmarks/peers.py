@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import faiss
@@ -18,14 +18,12 @@ OPQ_ITERATIONS, OPQ_PQ_ITERATIONS = 2, 5
 FIXED = ("RaBitQ", "RR384,RaBitQ2", "RR384,RaBitQ4", "SQ4", "SQ6", "SQ8")
 """Quantizers whose size follows from the vectors' 384 dimensions."""
 PRODUCT = {
-    48: ("PQ48", "PQ64", "OPQ48,PQ48"),
-    96: ("PQ96", "PQ128", "OPQ96,PQ96"),
+    48: ("PQ48", "PQ64", "OPQ48,PQ48", "OPQ60_360,PQ60"),
+    96: ("PQ96", "PQ128", "OPQ96,PQ96", "OPQ120_360,PQ120"),
     192: ("PQ192", "OPQ192,PQ192"),
 }
-"""Product quantizers by our code bytes: of just these, which tells fitting times of equal size, and the nearest that is not smaller
-than ours with factor and offset. 384 dimensions have none between 192 and 384 bytes."""
-FULL_PRODUCT = ("OPQ60_360,PQ60", "OPQ120_360,PQ120")
-"""The largest up to 1.2 times ours, beside the others where training is full."""
+"""Product quantizers by our code bytes: of just these, which tells fitting times of equal size; the largest up to 1.2 times ours; and
+the nearest that is not smaller than ours with factor and offset. 384 dimensions have none between 192 and 384 bytes."""
 MIN_DIMS = 128
 """Principal components, at least, in the grid. Below, the missing ones cost more than bits bring: package summaries, recall
 10@10, `PCAR104,RaBitQ3` (59 bytes) .604, `PCAR168,RaBitQ2` (62 bytes) .691."""
@@ -80,12 +78,6 @@ def _limited(
         opq = faiss.downcast_VectorTransform(index.chain.at(0))
         opq.niter, opq.niter_pq, opq.niter_pq_0 = OPQ_ITERATIONS, OPQ_PQ_ITERATIONS, OPQ_PQ_ITERATIONS
     return sample[:PQ_ROWS]
-
-
-def product_quantizers(code_bytes: Iterable[int]) -> tuple[str, ...]:
-    """Product quantizers to hold against codes of these sizes."""
-    found = tuple(factory for size in code_bytes for factory in PRODUCT[size])
-    return found + FULL_PRODUCT if FULL_TRAINING in os.environ else found
 
 
 def grid(num_bytes: int, *, most: float, dims: int) -> Iterator[str]:

@@ -24,7 +24,7 @@ from pipeline.index.reader import open_release
 from pipeline.measures import mean, ndcg_at_k
 from pipeline.release.records import named_files
 from pipeline.tables import vector_array
-from tests.benchmarks.peers import FIXED, Peer, grid, measured, product_quantizers
+from tests.benchmarks.peers import FIXED, PRODUCT, Peer, grid, measured
 from tests.benchmarks.vector_sets import DATA, VectorSet, glosses, package_summaries, recall, top
 from tests.integration.roads import configured, run_inline
 
@@ -170,7 +170,7 @@ def peers(
     """Every peer's row, once; ours and theirs go into the report."""
     sizes = {row.num_bytes for row in ours.values()}
     factories = [f for size in sorted(sizes) for f in grid(size, most=MOST, dims=vectors.base.shape[1])]
-    factories += [*FIXED, *product_quantizers(CODE_BYTES)]
+    factories += [*FIXED, *(factory for size in CODE_BYTES for factory in PRODUCT[size])]
     found = (measured(f, sample, vectors.base, vectors.queries) for f in dict.fromkeys(factories))
     rows = [row_of(peer, vectors) for peer in found]
     report.append(HEADER)

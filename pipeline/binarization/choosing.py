@@ -11,8 +11,7 @@ from pipeline.binarization.binarizer import Binarizer
 from pipeline.binarization.codec import binarize
 from pipeline.binarization.fitting import fit_binarizer
 from pipeline.binarization.learning import Look, is_held_out, learn_binarizer, mine_neighbours
-from pipeline.binarization.scanning import CodeScanner
-from pipeline.binarization.scoring import rotate_queries
+from pipeline.binarization.scoring import rotate_queries, score
 from pipeline.config import BinarizerConfig
 
 __all__ = ["Choice", "HeldOut", "choose_binarizer"]
@@ -23,6 +22,8 @@ HELD_OUT_QUERIES = 1000
 STOPPING_BASE = 8192
 HELD_OUT_BASE = 32_768
 """Rows among which held-out queries look for their neighbours: bounds time."""
+QUERY_BLOCK = 128
+"""Bounds memory."""
 K = 10
 
 
@@ -54,9 +55,14 @@ class HeldOut:
 
     def recall(self, binarizer: Binarizer) -> float:
         """Share of the exact ones among as many best by codes alone."""
-        scanner = CodeScanner(binarizer, binarize(binarizer, self.base))
-        found = scanner.search(rotate_queries(binarizer, self.queries), self.exact.shape[1]).rows
-        return float((found[:, :, None] == self.exact[:, None, :]).any(axis=1).mean())
+        codes, k = binarize(binarizer, self.base), self.exact.shape[1]
+        found = 0
+        for start in range(0, len(self.queries), QUERY_BLOCK):
+            block = slice(start, start + QUERY_BLOCK)
+            scores = score(binarizer, rotate_queries(binarizer, self.queries[block]), *codes)
+            best = np.argpartition(scores, -k, axis=1)[:, -k:]
+            found += int((best[:, :, None] == self.exact[block, None, :]).sum())
+        return found / self.exact.size
 
 
 def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, seed: int) -> Choice:

@@ -30,6 +30,8 @@ class Constants:
 
     worker_mb: float = 250.0
     """Anonymous memory of a worker that has imported the libraries of the build stages."""
+    torch_mb: float = 170.0
+    """What torch adds to it."""
     start_s: float = 9.0
     """Cluster and workers ready."""
     load_s: float = 9.0
@@ -48,6 +50,8 @@ class Constants:
 
 
 CONSTANTS = Constants()
+AFTER_LEARNING = frozenset({"learn", "train", "cut", "grow", "place", "build", "exact"})
+"""Stages whose tasks may come to a worker that has learned, and keeps the library that it learned with."""
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
 SKEW = 1.5
@@ -91,8 +95,9 @@ def estimate(
         cpus: Cores that work.
         tokens_per_s: Measured speed of the encoder on one core.
     """
+    torch_mb = 0 if config.binarizer.method == "rotation" else CONSTANTS.torch_mb
     memory = {
-        stage: round(CONSTANTS.worker_mb + held / MB)
+        stage: round(CONSTANTS.worker_mb + (torch_mb if stage in AFTER_LEARNING else 0) + held / MB)
         for stage, held in _held_bytes(plan, config, dims, text_buckets).items()
     }
     if not plan.embedding_dims:

@@ -18,7 +18,15 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.artifacts import IndexManifest
-from pipeline.binarization import Binarizer, Codes, binarize, decode, fit_binarizer, rotate_queries, score
+from pipeline.binarization import (
+    Binarizer,
+    Codes,
+    binarize,
+    choose_binarizer,
+    fit_binarizer,
+    rotate_queries,
+    score,
+)
 from pipeline.config import BinarizerConfig
 from pipeline.index.reader import open_release
 from pipeline.measures import mean, ndcg_at_k
@@ -29,7 +37,7 @@ from tests.benchmarks.vector_sets import DATA, VectorSet, glosses, package_summa
 from tests.integration.roads import configured, run_inline
 
 CODE_BYTES = (48, 96, 192)
-SAMPLE_ROWS = 20_000
+SAMPLE_ROWS = 65_536
 MOST = 1.2
 """Peers of up to so many times our bytes are held against us."""
 QUERIES_AT_ONCE = 250
@@ -53,13 +61,16 @@ Fit = Callable[[], Binarizer]
 
 def our_binarizers(sample: NDArray[np.float32], config: BinarizerConfig) -> dict[str, Fit]:
     """Our ways to make a binarizer of a size, by name."""
-    return {"rotation": lambda: fit_binarizer(sample, config=config, rng=np.random.default_rng(0))}
+    learned = config.model_copy(update={"method": "learned"})
+    return {
+        "rotation": lambda: fit_binarizer(sample, config=config, rng=np.random.default_rng(0)),
+        "learned": lambda: choose_binarizer(sample, config=learned, seed=0).binarizer,
+    }
 
 
 def score_binary(binarizer: Binarizer, queries: NDArray[np.float32], codes: Codes) -> Scores:
     """Scores of queries that are codes, too."""
-    code, factor, _ = binarize(binarizer, queries)
-    return score(binarizer, decode(binarizer, code) * factor.astype(np.float32)[:, None], *codes)
+    return score(binarizer, rotate_queries(binarizer, queries), *codes, mode="symmetric")
 
 
 def score_float(binarizer: Binarizer, queries: NDArray[np.float32], codes: Codes) -> Scores:

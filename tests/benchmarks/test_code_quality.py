@@ -138,7 +138,8 @@ def vectors(request: pytest.FixtureRequest) -> VectorSet:
 @pytest.fixture(scope="module")
 def sample(vectors: VectorSet) -> NDArray[np.float32]:
     """Base vectors that all are fitted on, alike."""
-    rows = np.random.default_rng(0).choice(len(vectors.base), SAMPLE_ROWS, replace=False)
+    count = min(SAMPLE_ROWS, len(vectors.base))
+    rows = np.random.default_rng(0).choice(len(vectors.base), count, replace=False)
     return vectors.base[np.sort(rows)]
 
 

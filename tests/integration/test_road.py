@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import structlog
 
 from pipeline import open_release
 from pipeline.artifacts import AliasEntry
@@ -491,12 +492,13 @@ def test_a_run_that_waited_plans_the_corpus_as_it_is_then(tmp_path):
     write_parquet(corpus, rows)
     config = configured(tmp_path, settings(tmp_path / "root", corpus))
     store = open_store(config.root)
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool, structlog.testing.capture_logs() as logs:
         with hold_root(store, "first", config.lease):
             waiting = pool.submit(run_inline, config)
-            # The corpus changes once the waiting run has planned it, which ends with the claim.
+            # The corpus changes once the waiting run has planned it.
             deadline = time.monotonic() + 60
-            while not list(store.list("root.json")) and time.monotonic() < deadline:
+            while not any(line["event"] == "waiting_for_root" for line in logs):
+                assert time.monotonic() < deadline
                 time.sleep(0.01)
             write_parquet(corpus, rows[:50])
         assert waiting.result()["documents"] == 50

@@ -17,7 +17,9 @@ from pipeline.config import BinarizerConfig
 __all__ = ["Choice", "HeldOut", "choose_binarizer"]
 
 FEWEST_ROWS = 2048
-"""With fewer there are too few queries to tell methods apart: the closed form stands."""
+FEWEST_QUERIES = 32
+"""With fewer rows or held-out queries methods cannot be told apart: the closed form stands. Of one vector many times over there
+are none, or nothing else."""
 HELD_OUT_QUERIES = 1000
 STOPPING_BASE = 8192
 HELD_OUT_BASE = 32_768
@@ -81,9 +83,10 @@ def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, se
     """
     rotations, mining, distilling = np.random.SeedSequence(seed).spawn(3)
     rng = np.random.default_rng(rotations)
-    if config.method == "rotation" or len(sample) < FEWEST_ROWS:
-        return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     for_queries = is_held_out(sample)
+    too_few = len(sample) < FEWEST_ROWS or not FEWEST_QUERIES <= for_queries.sum() < len(sample) / 2
+    if config.method == "rotation" or too_few:
+        return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     train, queries = sample[~for_queries], sample[for_queries][:HELD_OUT_QUERIES]
     rotation = fit_binarizer(train, config=config, rng=rng)
     learned, curve = _learned(rotation, train, queries[::2], mining, distilling)

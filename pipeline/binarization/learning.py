@@ -148,7 +148,7 @@ def _regression(pairs: Pairs, mean: NDArray[np.float32]) -> NDArray[np.float64]:
     for q, x in pairs.blocks(mean):
         square += x.T @ x
         product += x.T @ q
-    square[np.diag_indices(d)] += RIDGE * np.trace(square) / d
+    square[np.diag_indices(d)] += RIDGE * np.trace(square) / d + np.finfo(np.float32).tiny
     solved: NDArray[np.float64] = np.linalg.solve(square, product).astype(np.float64, copy=False)
     return solved
 

@@ -192,3 +192,19 @@ def test_the_recall_of_a_choice_is_that_of_queries_that_were_held_out(sample: np
 def test_of_a_small_sample_nothing_is_learned(sample: np.ndarray) -> None:
     few = choose_binarizer(sample[: FEWEST_ROWS - 1], config=BinarizerConfig(bytes=6), seed=0)
     assert (few.method, few.recall) == ("rotation", {})
+
+
+@pytest.mark.parametrize("distinct", [1, 2, 40])
+def test_many_copies_of_few_vectors_have_a_binarizer(distinct: int) -> None:
+    few = clustered(distinct)[np.arange(3000) % distinct]
+    choice = choose_binarizer(few, config=BinarizerConfig(bytes=6, method="learned"), seed=0)
+    codes = binarize(choice.binarizer, few)
+    assert np.isfinite(codes.factor).all()
+    assert np.isfinite(codes.offset).all()
+
+
+def test_learning_from_one_vector_expects_nothing() -> None:
+    sample = np.repeat(clustered(1), 100, axis=0)
+    rotation = fit_binarizer(sample, config=SIZE, rng=np.random.default_rng(0))
+    learned = learn_binarizer(rotation, mine_neighbours(sample, np.random.default_rng(0)).pairs(sample))
+    assert all(np.isfinite(array).all() for array in to_tensors(learned).values())

@@ -44,6 +44,8 @@ class Constants:
     """Float32 products on one core."""
     tokens_per_s: float = 6_500.0
     """Tokens through a small encoder (22 million parameters) in bfloat16 on one core; scaled by `strata plan`."""
+    learning_row_s: float = 2.5e-3
+    """Learning a binarizer from a sample row of 384 dimensions, on one core."""
     bytes_per_token: float = 4.2
     compression: float = 0.45
     """Of text, in our Parquet files."""
@@ -52,6 +54,8 @@ class Constants:
 CONSTANTS = Constants()
 AFTER_LEARNING = frozenset({"learn", "train", "cut", "grow", "place", "build", "exact"})
 """Stages whose tasks may come to a worker that has learned, and keeps the library that it learned with."""
+FEWEST_LEARNED, MOST_LEARNED = 2048, 32_000
+"""Sample rows between which learning takes the longer the more there are."""
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
 SKEW = 1.5
@@ -178,13 +182,20 @@ def _seconds(
     train = kmeans * (sample * branches + grown * lists / branches / cpus)
     products = 2.0 * vectors * dims * (near + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
     rows = plan.rows / CONSTANTS.rows_per_s / cpus
+    learn = 0.0 if config.binarizer.method == "rotation" else _learning_seconds(sample, dims)
     tasks = (len(plan.shards) + plan.document_buckets + 4 * text_buckets) * CONSTANTS.task_s / cpus
     encode = 0.0
     if not plan.embedding_dims:
         limit = config.encoders[config.encoder_name or ""].max_tokens or 256
         tokens = min(_text_per_row(plan) / CONSTANTS.bytes_per_token, limit) * plan.rows
         encode = CONSTANTS.load_s + tokens / tokens_per_s / cpus
-    return CONSTANTS.start_s + train + products + rows + tasks + encode
+    return CONSTANTS.start_s + learn + train + products + rows + tasks + encode
+
+
+def _learning_seconds(sample: int, dims: int) -> float:
+    """On one core; a sample too small to learn from costs nothing, a large one no more than so many rows."""
+    rows = 0 if sample < FEWEST_LEARNED else min(sample, MOST_LEARNED)
+    return CONSTANTS.learning_row_s * rows * (dims / 384) ** 2
 
 
 SHRINKING = {

@@ -173,14 +173,13 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
     )
     vectors = sum(s.vectors.bytes for p in manifest.partitions for s in p.segments)
     documents = max(manifest.num_documents, 1)
+    codes = manifest.partitions[0].codes
     return {
-        "code_bytes": manifest.partitions[0].codes.code_bytes,
-        "levels": list(manifest.partitions[0].codes.levels),
+        "code_bytes": codes.code_bytes,
+        "levels": list(codes.levels),
         "binarizer": {
-            "method": manifest.partitions[0].codes.method,
-            "held_out_recall": {
-                name: round(share, 4) for name, share in manifest.partitions[0].codes.held_out_recall.items()
-            },
+            "method": codes.method,
+            "held_out_recall": {name: round(share, 4) for name, share in codes.held_out_recall.items()},
         },
         "index_bytes_per_document": round(scanned / documents, 1),
         "vectors_bytes_per_document": round(vectors / documents, 1),

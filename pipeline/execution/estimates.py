@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.artifacts import Plan
+from pipeline.binarization.choosing import FEWEST_ROWS
 from pipeline.clustering import SEARCHED_BRANCHES
 from pipeline.config import Config
 from pipeline.errors import ConfigError
@@ -54,8 +55,8 @@ class Constants:
 CONSTANTS = Constants()
 AFTER_LEARNING = frozenset({"learn", "train", "cut", "grow", "place", "build", "exact"})
 """Stages whose tasks may come to a worker that has learned, and keeps the library that it learned with."""
-FEWEST_LEARNED, MOST_LEARNED = 2048, 32_000
-"""Sample rows between which learning takes the longer the more there are."""
+MOST_LEARNED = 32_000
+"""Sample rows beyond which learning takes no longer."""
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
 SKEW = 1.5
@@ -194,7 +195,7 @@ def _seconds(
 
 def _learning_seconds(sample: int, dims: int) -> float:
     """On one core; a sample too small to learn from costs nothing, a large one no more than so many rows."""
-    rows = 0 if sample < FEWEST_LEARNED else min(sample, MOST_LEARNED)
+    rows = 0 if sample < FEWEST_ROWS else min(sample, MOST_LEARNED)
     return CONSTANTS.learning_row_s * rows * (dims / 384) ** 2
 
 

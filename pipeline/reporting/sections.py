@@ -222,16 +222,15 @@ def _letters(examples: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
-    levels = figures.manifest.partitions[0].codes.levels
+    codes = figures.manifest.partitions[0].codes
     tables = [] if figures.list_rows is None else [_list_table(figures.list_rows)]
     tables.append(
         Table(
             "Levels of a code",
             (_text("bit"), Column("dimensions"), Column("bytes")),
-            tuple((str(i), count(width), count(width // 8)) for i, width in enumerate(levels, 1)),
+            tuple((str(i), count(width), count(width // 8)) for i, width in enumerate(codes.levels, 1)),
         )
     )
-    codes = figures.manifest.partitions[0].codes
     if codes.held_out_recall:
         tables.append(_binarizer_table(codes))
     size, dims = codes.code_bytes, figures.manifest.dims

@@ -153,9 +153,12 @@ class EmbeddingConfig(_Strict):
 class BinarizerConfig(_Strict):
     """How codes are made, and their size: at most one of bytes, levels, bits_per_dim (bytes: 96 if none)."""
 
-    method: Literal["auto", "rotation", "learned"] = "auto"
+    method: Literal["auto", "rotation", "learned", "recurrent"] = "auto"
     """rotation: in closed form; learned: from pairs of near vectors, too; auto: both are fitted, and the one is kept that finds
-    more for queries held out from both. Of fewer than 2,048 sample vectors nothing is learned."""
+    more for queries held out from both; recurrent: the network of BEBR on top of the learned one, slower and by our
+    measurements no better. Of fewer than 2,048 sample vectors nothing is learned."""
+    hidden_units: int = Field(0, ge=0)
+    """Of each perceptron of the recurrent network; 0: its maps are linear. The paper has 2,048, for millions of pairs."""
     bytes: int | None = Field(None, ge=1)
     """Code bytes per vector, factor and offset not counted; the levels are chosen from the spectrum."""
     levels: tuple[int, ...] | None = None

@@ -15,7 +15,7 @@ Reading and writing files is `pipeline.index`'s part.
 
 from pipeline.binarization.binarizer import Binarizer, Block, Learned, from_tensors, to_tensors
 from pipeline.binarization.choosing import Choice, choose_binarizer
-from pipeline.binarization.codec import Codes, binarize, decode
+from pipeline.binarization.codec import Codes, binarize, decode, truncate_codes
 from pipeline.binarization.fitting import fit_binarizer
 from pipeline.binarization.levels import choose_levels
 from pipeline.binarization.scanning import BestRows, CodeScanner
@@ -39,4 +39,5 @@ __all__ = [
     "rotate_queries",
     "score",
     "to_tensors",
+    "truncate_codes",
 ]

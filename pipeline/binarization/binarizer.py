@@ -1,13 +1,14 @@
 """The transform that makes codes, as arrays; to and from named tensors."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.binarization.network import PREFIX, Network, network_of, network_shapes, network_tensors
 from pipeline.errors import CorruptArtifactError
 
 __all__ = ["Binarizer", "Block", "Learned", "blocks_of", "from_tensors", "to_tensors"]
@@ -22,9 +23,9 @@ class Block:
     num_levels: int
 
 
-def blocks_of(levels: tuple[int, ...]) -> tuple[Block, ...]:
+def blocks_of(levels: tuple[int, ...], borders: tuple[int, ...] | None = None) -> tuple[Block, ...]:
     """Dimensions grouped by their number of levels, most levels first: (192, 128, 128) → 128 of 3, 64 of 1."""
-    edges = [0, *sorted(set(levels))]
+    edges = [0, *(borders or sorted(set(levels)))]
     return tuple(Block(start, stop, sum(m >= stop for m in levels)) for start, stop in pairwise(edges))
 
 
@@ -60,13 +61,17 @@ class Binarizer:
     mean: NDArray[np.float32]
     """(d,) subtracted first."""
     rotation: NDArray[np.float32]
-    """(d, m_0) orthonormal columns."""
+    """(d, m_0) orthonormal columns, or rows where m_0 > d."""
     levels: tuple[int, ...]
     """m_0 >= m_1 >= ..., multiples of 8: dimensions of each level."""
     weights: NDArray[np.float32]
     """(num_blocks, num_levels) weight of a sign, by block and level; zero where the block has fewer levels."""
     learned: Learned | None = None
     """None: the closed-form baseline."""
+    network: Network | None = None
+    """Chooses the signs in the place of the greedy expansion."""
+    borders: tuple[int, ...] | None = None
+    """Ends of the blocks, where they are not all the distinct levels: of a truncated binarizer."""
 
     @property
     def query_map(self) -> NDArray[np.float32]:
@@ -76,7 +81,7 @@ class Binarizer:
     @property
     def blocks(self) -> tuple[Block, ...]:
         """The rows of `weights`."""
-        return blocks_of(self.levels)
+        return blocks_of(self.levels, self.borders)
 
     @property
     def code_bytes(self) -> int:
@@ -90,12 +95,51 @@ class Binarizer:
         by_dimension = np.repeat(self.weights, widths, axis=0)
         return tuple(np.ascontiguousarray(by_dimension[:m, t]) for t, m in enumerate(self.levels))
 
+    def truncated(self, levels: tuple[int, ...]) -> "Binarizer":
+        """Reads the coarser codes that `truncate_codes` cuts off: fewer levels, fewer dimensions, or both.
+
+        Their factors and offsets stay those of the whole codes.
+
+        Args:
+            levels: At most as many as here, each at most as large, multiples of 8, not growing.
+
+        Raises:
+            ValueError: They are not.
+        """
+        check_prefix(levels, self.levels)
+        m = levels[0]
+        borders = tuple(sorted({min(block.stop, m) for block in self.blocks} | set(levels)))
+        of_block = [next(b for b, block in enumerate(self.blocks) if block.stop >= stop) for stop in borders]
+        learned = self.learned
+        return Binarizer(
+            self.mean,
+            self.rotation[:, :m],
+            levels,
+            self.weights[of_block, : len(levels)],
+            learned and replace(learned, query_map=learned.query_map[:, :m], spread=learned.spread[:m]),
+            borders=borders,
+        )
+
+
+def check_prefix(levels: tuple[int, ...], whole: tuple[int, ...]) -> None:
+    """Whether codes of these levels are prefixes of codes of those.
+
+    Raises:
+        ValueError: They are not.
+    """
+    falling = list(levels) == sorted(levels, reverse=True) and all(m > 0 and m % 8 == 0 for m in levels)
+    shorter = 0 < len(levels) <= len(whole) and all(m <= n for m, n in zip(levels, whole, strict=False))
+    if not falling or not shorter:
+        raise ValueError(f"expected a prefix of levels {whole} in multiples of 8, found {levels}")
+
 
 def to_tensors(binarizer: Binarizer) -> dict[str, NDArray[np.float32]]:
     """Arrays to store, by name; the levels are stored beside them."""
     tensors = {name: getattr(binarizer, name) for name in ("mean", "rotation", "weights")}
     if binarizer.learned is not None:
         tensors |= {field.name: getattr(binarizer.learned, field.name) for field in fields(Learned)}
+    if binarizer.network is not None:
+        tensors |= network_tensors(binarizer.network)
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}
 
 
@@ -119,9 +163,18 @@ def from_tensors(tensors: Mapping[str, NDArray[np.float32]], levels: tuple[int, 
         "scales": ("float32", (np.size(tensors.get("scales", ())),)),
     }
     is_learned = any(name in tensors for name in learned)
-    if found != expected | (learned if is_learned else {}):
+    has_network = any(name.startswith(PREFIX) for name in tensors)
+    hidden = np.size(tensors.get(f"{PREFIX}.encoder.0.inner_bias", ()))
+    network = {
+        name: ("float32", shape)
+        for name, shape in network_shapes(dims, levels, hidden).items()
+        if has_network
+    }
+    if found != expected | (learned if is_learned else {}) | network:
         raise CorruptArtifactError(
-            "binarizer", f"expected tensors {expected} or with {learned}, found {found}", "fit it anew"
+            "binarizer",
+            f"expected tensors {expected | network} or with {learned}, found {found}",
+            "fit it anew",
         )
     return Binarizer(
         tensors["mean"],
@@ -129,4 +182,5 @@ def from_tensors(tensors: Mapping[str, NDArray[np.float32]], levels: tuple[int, 
         levels,
         tensors["weights"],
         Learned(**{name: tensors[name] for name in learned}) if is_learned else None,
+        network_of(tensors, len(levels)) if has_network else None,
     )

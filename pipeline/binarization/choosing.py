@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.binarization.binarizer import Binarizer
 from pipeline.binarization.codec import binarize
 from pipeline.binarization.fitting import fit_binarizer
-from pipeline.binarization.learning import Look, is_held_out, learn_binarizer, mine_neighbours
+from pipeline.binarization.learning import Look, Neighbours, is_held_out, learn_binarizer, mine_neighbours
 from pipeline.binarization.scoring import rotate_queries, score
 from pipeline.config import BinarizerConfig
 
@@ -35,7 +35,7 @@ class Choice:
 
     binarizer: Binarizer
     method: str
-    """rotation or learned."""
+    """rotation, learned or recurrent."""
     recall: Mapping[str, float] = field(default_factory=dict)
     """By method that was fitted: recall@10 of held-out queries by codes alone; nothing where only one was."""
     held_out_queries: int = 0
@@ -89,29 +89,42 @@ def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, se
         return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     train, queries = sample[~for_queries], sample[for_queries][:HELD_OUT_QUERIES]
     rotation = fit_binarizer(train, config=config, rng=rng)
-    learned, curve = _learned(rotation, train, queries[::2], mining, distilling)
+    neighbours = mine_neighbours(train, np.random.default_rng(mining))
+    stopping = _held_out(queries[::2], train[:STOPPING_BASE])
+    trained = _trained(rotation, train, neighbours, config, stopping, distilling)
     judges = _held_out(queries[1::2], train[:HELD_OUT_BASE])
-    recall = {"rotation": judges.recall(rotation), "learned": judges.recall(learned)}
-    takes_learned = config.method == "learned" or recall["learned"] > recall["rotation"]
-    binarizer, method = (learned, "learned") if takes_learned else (rotation, "rotation")
-    return Choice(binarizer, method, recall, len(judges.queries), curve)
+    recall = {name: judges.recall(binarizer) for name, (binarizer, _) in trained.items()}
+    # The last one is the one asked for; by default the one that finds more.
+    method = max(recall, key=recall.__getitem__) if config.method == "auto" else list(trained)[-1]
+    binarizer, curve = trained[method]
+    return Choice(binarizer, method, recall, len(judges.queries), curve or trained["learned"][1])
 
 
-def _learned(
+def _trained(
     rotation: Binarizer,
     train: NDArray[np.float32],
-    queries: NDArray[np.float32],
-    mining: np.random.SeedSequence,
+    neighbours: Neighbours,
+    config: BinarizerConfig,
+    stopping: HeldOut,
     distilling: np.random.SeedSequence,
-) -> tuple[Binarizer, tuple[Look, ...]]:
+) -> dict[str, tuple[Binarizer, tuple[Look, ...]]]:
+    """By method, each on top of the one before it: the binarizer and the curve of its training."""
     # Torch, which who reads a release need not have.
     from pipeline.binarization.distilling import distil
+    from pipeline.binarization.training import start_network, train_network
 
-    neighbours = mine_neighbours(train, np.random.default_rng(mining))
     start = learn_binarizer(rotation, neighbours.pairs(train))
-    stopping = _held_out(queries, train[:STOPPING_BASE])
-    seed = int(distilling.generate_state(1)[0])
-    return distil(start, train, neighbours, recall=stopping.recall, seed=seed)
+    seed, network_seed = (int(number) for number in distilling.generate_state(2))
+    learned, curve = distil(start, train, neighbours, recall=stopping.recall, seed=seed)
+    trained = {"rotation": (rotation, ()), "learned": (learned, curve)}
+    if config.method != "recurrent":
+        return trained
+    rng = np.random.default_rng(network_seed)
+    recurrent = start_network(learned, train, hidden=config.hidden_units, rng=rng)
+    trained["recurrent"] = train_network(
+        recurrent, train, neighbours, recall=stopping.recall, seed=network_seed
+    )
+    return trained
 
 
 def _held_out(queries: NDArray[np.float32], base: NDArray[np.float32]) -> HeldOut:

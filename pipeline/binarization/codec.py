@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.binarization.binarizer import Binarizer, Learned
+from pipeline.binarization.binarizer import Binarizer, Learned, check_prefix
 
-__all__ = ["ROWS_PER_BLOCK", "Codes", "binarize", "decode", "quantize"]
+__all__ = ["ROWS_PER_BLOCK", "Codes", "binarize", "decode", "quantize", "truncate_codes"]
 
 ROWS_PER_BLOCK = 1024
 """Bounds memory; at 384 dimensions a block of values stays in the second-level cache."""
@@ -68,7 +68,10 @@ def _binarize_block(binarizer: Binarizer, x: NDArray[np.float32]) -> Codes:
     z = _rotated(binarizer, centred)
     learned = binarizer.learned
     scales = np.ones(1, np.float32) if learned is None else learned.scales
-    code, value = _best_signs(binarizer, z, scales)
+    if binarizer.network is not None:
+        code, value = binarizer.network.signs(centred, binarizer.level_weights)
+    else:
+        code, value = _best_signs(binarizer, z, scales)
     factor = _factors(z, value)
     offset = (centred * mean).sum(axis=1)
     if learned is not None:
@@ -184,3 +187,26 @@ def _add_signs(binarizer: Binarizer, code: NDArray[np.uint8], value: NDArray[np.
         bits = np.unpackbits(code[:, start : start + m // 8], axis=1)
         value[:, :m] += bits * (2 * weight) - weight
         start += m // 8
+
+
+def truncate_codes(
+    code: NDArray[np.uint8], whole: tuple[int, ...], levels: tuple[int, ...]
+) -> NDArray[np.uint8]:
+    """Cut coarser codes off codes: of the first levels, the first dimensions of each.
+
+    Args:
+        code: (n, sum(whole) // 8) uint8.
+        whole: Levels of the codes.
+        levels: Levels to keep, a prefix of them.
+
+    Returns:
+        (n, sum(levels) // 8), for `Binarizer.truncated(levels)`.
+
+    Raises:
+        ValueError: The levels are not a prefix, or the codes not of this size.
+    """
+    check_prefix(levels, whole)
+    if code.shape[1:] != (sum(whole) // 8,):
+        raise ValueError(f"expected (n, {sum(whole) // 8}) codes, found shape {code.shape}")
+    starts = np.cumsum([0, *whole[:-1]]) // 8
+    return np.hstack([code[:, s : s + m // 8] for s, m in zip(starts, levels, strict=False)])

@@ -48,6 +48,9 @@ def fit_binarizer(
     eigenvalues, components = _principal_components(sample, mean)
     levels = levels_of(config, eigenvalues)
     blocks = blocks_of(levels)
+    # Dimensions beyond the vectors' have no variance of their own: the rotation of the last block gives them theirs.
+    beyond = max(0, levels[0] - len(mean))
+    eigenvalues, components = np.pad(eigenvalues, (0, beyond)), np.pad(components, ((0, 0), (0, beyond)))
     rotation = np.hstack([_rotated(components[:, b.start : b.stop], rng) for b in blocks])
     weights = np.zeros((len(blocks), len(levels)))
     for block_no, block in enumerate(blocks):

@@ -16,6 +16,8 @@ by the same criterion."""
 GAUSSIAN_DISTORTIONS = (1.0, 0.3634, 0.1188, 0.03744, 0.01154, 0.00349, 0.00104, 0.00030, 0.00009)
 """Mean squared error left by that quantizer at 0 to 8 bits."""
 MAX_LEVELS = len(GAUSSIAN_STEPS)
+MAX_EXPANSION = 8
+"""Times the vectors' dimensions that a level may have."""
 GROUP_DIMS = 8
 """Dimensions that get levels together: one byte of a plane. Measured: as good as 16 and better than 32 and above, and
 every whole number of bytes is reachable."""
@@ -90,11 +92,12 @@ def levels_of(config: BinarizerConfig, eigenvalues: NDArray[np.float64]) -> tupl
 
 
 def _check_levels(levels: tuple[int, ...], dims: int) -> None:
-    if levels[0] > dims:
+    # A block beyond the vectors' dimensions would hold nothing; one that reaches beyond spreads what it holds over more signs.
+    if max((m for m in levels if m < levels[0]), default=0) >= dims or levels[0] > MAX_EXPANSION * dims:
         raise ConfigError(
             "binarizer.levels",
-            f"level 0 has {levels[0]} dimensions, the vectors {dims}",
-            f"give at most {dims // GROUP_DIMS * GROUP_DIMS}",
+            f"vectors of {dims} dimensions cannot fill {levels}",
+            f"give a first level of at most {MAX_EXPANSION * dims}, and all smaller ones below {dims}",
         )
     if len(levels) > MAX_LEVELS:
         raise ConfigError(

@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from pipeline.binarization import binarize, fit_binarizer, rotate_queries, score, to_tensors
-from pipeline.binarization.distilling import PATIENCE, distil
+from pipeline.binarization.descending import PATIENCE
+from pipeline.binarization.distilling import distil
 from pipeline.binarization.learning import learn_binarizer, mine_neighbours
 from pipeline.config import BinarizerConfig
 from tests.unit.binarization.test_learning import clustered

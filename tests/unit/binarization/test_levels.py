@@ -54,6 +54,7 @@ def test_too_narrow_vectors_are_named() -> None:
         (BinarizerConfig(bits_per_dim=2), 64, (64, 64)),
         (BinarizerConfig(bits_per_dim=3), 30, (24, 24, 24)),
         (BinarizerConfig(levels=(32, 16, 16)), 40, (32, 16, 16)),
+        (BinarizerConfig(levels=(64, 64, 32)), 40, (64, 64, 32)),
         (BinarizerConfig(bytes=16), 16, (16,) * 8),
         (BinarizerConfig(), 16, (16,) * 8),
     ],
@@ -70,10 +71,11 @@ def test_96_bytes_are_the_default() -> None:
     ("config", "dims", "message"),
     [
         (
-            BinarizerConfig(levels=(48, 8)),
+            BinarizerConfig(levels=(64, 48)),
             44,
-            r"binarizer.levels: level 0 has 48 dimensions, the vectors 44; give at most 40",
+            r"binarizer.levels: vectors of 44 dimensions cannot fill \(64, 48\); give a first level of at most 352",
         ),
+        (BinarizerConfig(levels=(360,)), 44, r"cannot fill \(360,\)"),
         (BinarizerConfig(levels=(8,) * 9), 16, "expected at most 8 levels, found 9"),
         (BinarizerConfig(bits_per_dim=1), 7, "binarizer.bits_per_dim: found vectors of 7 dimensions"),
         (BinarizerConfig(), 7, "vectors need at least 8 dimensions"),

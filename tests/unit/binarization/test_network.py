@@ -78,7 +78,7 @@ def test_numpy_makes_the_codes_that_were_trained(recurrent, sample) -> None:
         expected = maker(torch.from_numpy(centred)).numpy()
     _, value = binarizer.network.signs(centred.astype(np.float64), binarizer.level_weights)
     assert (np.abs(value - expected) > 1e-5).mean() < 1e-4
-    assert any(np.abs(block.outer).max() > 1e-3 for block in binarizer.network.encoders)
+    assert any(np.abs(block.outer).max() > 1e-4 for block in binarizer.network.encoders)
 
 
 def test_training_lowers_the_loss_and_moves_codes(recurrent, sample, neighbours) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,11 @@ PATIENCE = 3
 """Looks without a better recall that end the training: the first steps are the largest, and can lose what later ones gain."""
 
 
-class Objective(Protocol):
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Objective(Protocol[T_co]):
     """What a training moves, and what it lowers."""
 
     def groups(self) -> list[dict[str, object]]:
@@ -36,33 +40,33 @@ class Objective(Protocol):
     def after_step(self) -> None:
         """Follow the parameters."""
 
-    def binarizer(self) -> Binarizer:
+    def result(self) -> T_co:
         """With the parameters as they are now."""
 
 
 def descend(
-    objective: Objective,
-    start: Binarizer,
+    objective: Objective[T],
+    start: T,
     *,
     queries: int,
     max_steps: int,
-    recall: Callable[[Binarizer], float],
+    recall: Callable[[T], float],
     seed: int,
-) -> tuple[Binarizer, tuple[Look, ...]]:
+) -> tuple[T, tuple[Look, ...]]:
     """Train; stop early, and keep what found most.
 
     One thread, so that the same inputs give the same bits on the same hardware.
 
     Args:
         objective: What is trained.
-        start: The binarizer that it starts from.
+        start: What it starts from.
         queries: Queries to train on.
         max_steps: Most steps.
-        recall: Of a binarizer, for held-out queries.
+        recall: Of a result, for held-out queries.
         seed: Of the order of the queries.
 
     Returns:
-        The best binarizer seen, which may be the one that it started from; the curve, from step 0.
+        The best result seen, which may be the start; the curve, from step 0.
     """
     best, curve = start, [Look(0, None, recall(start))]
     steps = min(max_steps, EPOCHS * queries // QUERIES_PER_STEP)
@@ -70,7 +74,7 @@ def descend(
         descent = _Descent(objective, queries, steps, seed)
         while descent.step < steps and _goes_on(curve):
             loss = descent.advance(-(-steps // LOOKS))
-            candidate = objective.binarizer()
+            candidate = objective.result()
             look = Look(descent.step, loss, recall(candidate))
             if look.recall > max(seen.recall for seen in curve):
                 best = candidate
@@ -96,7 +100,7 @@ def _one_thread() -> Iterator[None]:
 class _Descent:
     """Adam, its schedule, and the order of the queries."""
 
-    def __init__(self, objective: Objective, queries: int, steps: int, seed: int) -> None:
+    def __init__(self, objective: Objective[object], queries: int, steps: int, seed: int) -> None:
         self._objective, self._queries, self._steps = objective, queries, steps
         self.step = 0
         self._generator = torch.Generator().manual_seed(seed)

@@ -80,6 +80,6 @@ class _Distillation:
     def after_step(self) -> None:
         """Codes do not move."""
 
-    def binarizer(self) -> Binarizer:
+    def result(self) -> Binarizer:
         """With the maps as they are now."""
         return replace(self._start, learned=self._maps.learned())

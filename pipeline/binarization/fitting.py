@@ -11,7 +11,7 @@ from pipeline.binarization.binarizer import Binarizer, Block, blocks_of
 from pipeline.binarization.levels import GAUSSIAN_STEPS, levels_of
 from pipeline.config import BinarizerConfig
 
-__all__ = ["fit_binarizer", "fit_weights"]
+__all__ = ["fit_binarizer", "fit_weights", "principal_components", "rotated", "with_weights"]
 
 ROWS_PER_BLOCK = 16_384
 """Fixed: the bits of the covariance depend on it."""
@@ -45,22 +45,42 @@ def fit_binarizer(
     if not sample.size or not np.isfinite(sample).all():
         raise ValueError(f"sample must be finite, with a row at least; found shape {sample.shape}")
     mean = sample.mean(axis=0, dtype=np.float64)
-    eigenvalues, components = _principal_components(sample, mean)
+    eigenvalues, components = principal_components(sample, mean)
     levels = levels_of(config, eigenvalues)
     blocks = blocks_of(levels)
     # Dimensions beyond the vectors' have no variance of their own: the rotation of the last block gives them theirs.
     beyond = max(0, levels[0] - len(mean))
     eigenvalues, components = np.pad(eigenvalues, (0, beyond)), np.pad(components, ((0, 0), (0, beyond)))
-    rotation = np.hstack([_rotated(components[:, b.start : b.stop], rng) for b in blocks])
+    rotation = np.hstack([rotated(components[:, b.start : b.stop], rng) for b in blocks])
+    return with_weights(sample, mean, rotation, levels, eigenvalues)
+
+
+def with_weights(
+    sample: NDArray[np.float32],
+    mean: NDArray[np.float64],
+    rotation: NDArray[np.float64],
+    levels: tuple[int, ...],
+    variances: NDArray[np.float64],
+) -> Binarizer:
+    """A binarizer of a given rotation.
+
+    Args:
+        sample: (n, d) float32.
+        mean: (d,).
+        rotation: (d, m_0).
+        levels: Dimensions of each level.
+        variances: (m_0,) or more, of the rotated dimensions, whose mean over a block scales its weights.
+    """
+    blocks = blocks_of(levels)
     weights = np.zeros((len(blocks), len(levels)))
     for block_no, block in enumerate(blocks):
-        spread = np.sqrt(eigenvalues[block.start : block.stop].mean())
+        spread = np.sqrt(variances[block.start : block.stop].mean())
         values = _block_values(sample, mean, rotation, block)
         weights[block_no, : block.num_levels] = spread * fit_weights(values, block.num_levels)
     return Binarizer(mean.astype(np.float32), rotation.astype(np.float32), levels, weights.astype(np.float32))
 
 
-def _principal_components(
+def principal_components(
     x: NDArray[np.float32], mean: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(d,) shrunk variances, not growing, and (d, d) components as columns, each with its largest entry positive."""
@@ -78,12 +98,12 @@ def _principal_components(
     return (1 - shrinkage) * eigenvalues + shrinkage * target, columns * np.where(largest < 0, -1, 1)
 
 
-def _rotated(columns: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def rotated(columns: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """The columns after a uniformly random rotation among themselves."""
     width = columns.shape[1]
     q, r = np.linalg.qr(rng.standard_normal((width, width)))
-    rotated: NDArray[np.float64] = columns @ (q * np.where(np.diag(r) < 0, -1, 1))
-    return rotated
+    turned: NDArray[np.float64] = columns @ (q * np.where(np.diag(r) < 0, -1, 1))
+    return turned
 
 
 def _block_values(

@@ -7,6 +7,7 @@ a query's code find the document's.
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from pipeline.binarization.descending import Maps, descend, divergence, to_array
 from pipeline.binarization.learning import Look, Neighbours
 from pipeline.binarization.network import Network, Perceptron
 
-__all__ = ["CodeMaker", "contrast", "start_network", "train_network", "weighted_signs"]
+__all__ = ["Batch", "CodeMaker", "Recurrent", "contrast", "start_network", "train_network", "weighted_signs"]
 
 NEIGHBOURS_PER_QUERY = 32
 LEARNING_RATE = 1e-4
@@ -117,7 +118,7 @@ def train_network(
     Returns:
         The best binarizer seen, which may be the one given; the curve, from step 0.
     """
-    objective = _Recurrent(binarizer, sample, neighbours)
+    objective = Recurrent(binarizer, sample, neighbours)
     queries = len(neighbours.rows)
     return descend(objective, binarizer, queries=queries, max_steps=MAX_STEPS, recall=recall, seed=seed)
 
@@ -191,7 +192,31 @@ def weighted_signs(u: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return straight + (torch.where(u >= 0, weight, -weight) - straight).detach()
 
 
-class _Recurrent:
+class Batch(NamedTuple):
+    """Some queries, and neighbours of theirs: all are candidates of each, the others' are far ones."""
+
+    queries: torch.Tensor
+    """(b, d) centred."""
+    rows: torch.Tensor
+    """(n,) of the candidates, in the sample."""
+    x: torch.Tensor
+    """(n, d) centred."""
+    along_mean: torch.Tensor
+    """(n,) their inner products with the mean."""
+    products: torch.Tensor
+    """(b, n) inner products of centred queries and candidates as they are."""
+    wanted: torch.Tensor
+    """(b,) the candidate that each query wants."""
+    near: torch.Tensor
+    """(b, k) rows of each query itself and of what is near to it."""
+
+    def known(self, rows: torch.Tensor) -> torch.Tensor:
+        """(b, r) whether a row is no negative of a query: near to it, or below 0."""
+        known: torch.Tensor = (self.near[:, :, None] == rows).any(dim=1) | (rows < 0)
+        return known
+
+
+class Recurrent:
     """Vectors on a device, network, maps, and the queue of earlier codes."""
 
     def __init__(self, binarizer: Binarizer, sample: NDArray[np.float32], neighbours: Neighbours) -> None:
@@ -201,9 +226,9 @@ class _Recurrent:
         self._along_mean = to_device(centred @ binarizer.mean)
         self._rotation = to_device(binarizer.rotation)
         self._rows, self._nearest = (to_device(a) for a in neighbours)
-        self._maps, self._maker = Maps(binarizer), CodeMaker(binarizer)
+        self.maps, self.maker = Maps(binarizer), CodeMaker(binarizer)
         average = get_ema_multi_avg_fn(AVERAGING)
-        self._averaged = AveragedModel(self._maker, multi_avg_fn=average, use_buffers=True)
+        self._averaged = AveragedModel(self.maker, multi_avg_fn=average, use_buffers=True)
         self._queue = torch.zeros(QUEUE_ROWS, binarizer.levels[0], device=self._x.device)
         self._queued_rows = torch.full((QUEUE_ROWS,), -1, device=self._x.device)
         self._wanted = self._rows[:0]
@@ -211,23 +236,42 @@ class _Recurrent:
     def groups(self) -> list[dict[str, object]]:
         """Network and maps."""
         return [
-            {"params": list(self._maker.parameters()), "lr": LEARNING_RATE},
-            {"params": list(self._maps.parameters()), "lr": MAP_LEARNING_RATE},
+            {"params": list(self.maker.parameters()), "lr": LEARNING_RATE},
+            {"params": list(self.maps.parameters()), "lr": MAP_LEARNING_RATE},
         ]
 
     def loss(self, picked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Divergence of rankings, and a share of the contrast."""
+        return self.loss_of(self.batch(picked, generator))
+
+    def loss_of(self, batch: Batch) -> torch.Tensor:
+        """Of codes among each other."""
+        value = self.maker(batch.x)
+        scores = self.maps.scores(batch.queries, batch.x, value, self._factors(batch.x, value))
+        ranking = divergence(scores + batch.along_mean, batch.products)
+        pool, pool_rows = torch.cat([value, self._queue]), torch.cat([batch.rows, self._queued_rows])
+        return ranking + CONTRAST_SHARE * contrast(
+            self.maker(batch.queries), pool, batch.wanted, batch.known(pool_rows)
+        )
+
+    def batch(self, picked: torch.Tensor, generator: torch.Generator) -> Batch:
+        """Neighbours of some queries: the wanted one of each, and others at random."""
         others = 1 + torch.randperm(self._nearest.shape[1] - 1, generator=generator)
         ranks = torch.cat([torch.zeros(1, dtype=torch.int64), others[: NEIGHBOURS_PER_QUERY - 1]])
         picked = picked.to(self._x.device)
         candidates = self._nearest[picked][:, ranks.to(self._x.device)]
+        self._wanted = candidates[:, 0]
         rows = candidates.reshape(-1)
         queries, x, along_mean = self._x[self._rows[picked]], self._x[rows], self._along_mean[rows]
-        value = self._maker(x)
-        scores = self._maps.scores(queries, x, value, self._factors(x, value))
-        ranking = divergence(scores + along_mean, queries @ x.T + along_mean)
-        self._wanted = candidates[:, 0]
-        return ranking + CONTRAST_SHARE * self._contrast(picked, queries, rows, value)
+        return Batch(
+            queries=queries,
+            rows=rows,
+            x=x,
+            along_mean=along_mean,
+            products=queries @ x.T + along_mean,
+            wanted=torch.arange(len(picked), device=rows.device) * candidates.shape[1],
+            near=torch.cat([self._rows[picked][:, None], self._nearest[picked]], dim=1),
+        )
 
     def _factors(self, x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         # Of the rotation, not of the network: one that may move both sides of the product runs away.
@@ -235,27 +279,17 @@ class _Recurrent:
         factors: torch.Tensor = (z * z).sum(1) / (z * value).sum(1).clamp_min(LEAST_PRODUCT)
         return factors
 
-    def _contrast(
-        self, picked: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
-        pool, pool_rows = torch.cat([value, self._queue]), torch.cat([rows, self._queued_rows])
-        own = torch.cat([self._rows[picked][:, None], self._nearest[picked]], dim=1)
-        # Rows of the queue that are not filled yet are nobody's negatives.
-        known = (own[:, :, None] == pool_rows).any(dim=1) | (pool_rows < 0)
-        wanted = torch.arange(len(picked), device=rows.device) * (len(rows) // len(picked))
-        return contrast(self._maker(queries), pool, wanted, known)
-
     def after_step(self) -> None:
         """The average follows; what it makes of the wanted documents goes into the queue, the oldest out of it."""
-        self._averaged.update_parameters(self._maker)
+        self._averaged.update_parameters(self.maker)
         with torch.no_grad():
             fresh = self._averaged(self._x[self._wanted])
         self._queue = torch.cat([fresh, self._queue])[:QUEUE_ROWS]
         self._queued_rows = torch.cat([self._wanted, self._queued_rows])[:QUEUE_ROWS]
 
-    def binarizer(self) -> Binarizer:
+    def result(self) -> Binarizer:
         """With the parameters as they are now."""
-        return replace(self._start, learned=self._maps.learned(), network=self._maker.network())
+        return replace(self._start, learned=self.maps.learned(), network=self.maker.network())
 
 
 def contrast(

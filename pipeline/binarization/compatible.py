@@ -1,0 +1,188 @@
+"""A binarizer of a new encoder's vectors whose codes and queries can be compared with stored codes of an old one. Imports torch.
+
+The first m_old dimensions of the new rotation are turned to where the values of the old codes are; the others complete it,
+so that nothing of a new vector is lost among new ones. What such a start cannot reach is trained: besides the losses of the
+network itself, new queries are to rank the old codes as new vectors rank, and new codes to find the old codes of what they
+want. Old vectors, the old encoder and the old binarizer's training are not needed: only its codes of the sample.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.binarization.binarizer import Binarizer, check_prefix
+from pipeline.binarization.codec import Codes, decode
+from pipeline.binarization.descending import descend, divergence, to_array, to_device
+from pipeline.binarization.fitting import principal_components, rotated, with_weights
+from pipeline.binarization.learning import Look, Neighbours, learn_binarizer
+from pipeline.binarization.training import (
+    CONTRAST_SHARE,
+    MAP_LEARNING_RATE,
+    Recurrent,
+    contrast,
+    start_network,
+)
+
+__all__ = ["CompatibleHead", "fit_compatible", "train_compatible"]
+
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class CompatibleHead:
+    """A binarizer of new vectors, and how new queries read old codes."""
+
+    binarizer: Binarizer
+    """Of new vectors, for codes among each other."""
+    reader: Binarizer
+    """Levels and weights of the old codes, mean and query map of the new head's first m_old dimensions: for `rotate_queries`
+    of new queries and `score` with stored old codes, symmetric or not. It makes no codes."""
+
+
+def fit_compatible(
+    sample: NDArray[np.float32],
+    old: Binarizer,
+    old_codes: Codes,
+    *,
+    levels: tuple[int, ...],
+    rng: np.random.Generator,
+) -> CompatibleHead:
+    """Fit the head in closed form: Procrustes onto the old codes' values, completed by principal components of the rest.
+
+    Sources: OCA, arXiv 2408.08793 and BT², arXiv 2211.03989 (orthogonal completion); Procrustes: Schönemann, 1966.
+
+    Args:
+        sample: (n, d) float32 unit vectors of the new encoder.
+        old: Binarizer of the old codes.
+        old_codes: Stored codes of the same n texts, row by row.
+        levels: Of the new codes; the old ones are a prefix of them, and old dimensions end where a level ends.
+        rng: Of the rotations.
+
+    Raises:
+        ValueError: The levels do not fit, or sample and codes are not of the same rows.
+    """
+    _check(sample, old, old_codes, levels)
+    mean = sample.mean(axis=0, dtype=np.float64)
+    value = decode(old, old_codes.code) * old_codes.factor.astype(np.float32)[:, None]
+    centred = sample - mean
+    turned, scale = _procrustes(centred, value - value.mean(axis=0, dtype=np.float64))
+    rotation, variances = _completed(sample, mean, turned, levels, rng)
+    binarizer = with_weights(sample, mean, rotation, levels, variances)
+    return CompatibleHead(binarizer, _reader(binarizer, old, scale))
+
+
+def _check(sample: NDArray[np.float32], old: Binarizer, codes: Codes, levels: tuple[int, ...]) -> None:
+    check_prefix(old.levels, levels)
+    if old.levels[0] not in levels or not old.levels[0] <= levels[0] <= sample.shape[1]:
+        raise ValueError(
+            f"expected levels that end at the old codes' {old.levels[0]} dimensions, and within the vectors' "
+            f"{sample.shape[1]}, found {levels}"
+        )
+    if len(codes.code) != len(sample):
+        raise ValueError(f"expected codes of {len(sample)} vectors, found {len(codes.code)}")
+
+
+def _procrustes(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """(d, m) orthonormal columns that bring x nearest to y, and the scale that brings it nearer still."""
+    u, singular, v = np.linalg.svd(x.T @ y, full_matrices=False)
+    turned = u @ v
+    return turned, float(singular.sum() / np.square(x @ turned).sum())
+
+
+def _completed(
+    sample: NDArray[np.float32],
+    mean: NDArray[np.float64],
+    turned: NDArray[np.float64],
+    levels: tuple[int, ...],
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(d, m_0) the turned columns and principal components of what they leave; (m_0,) variances."""
+    m = turned.shape[1]
+    rest = (sample - (sample - mean) @ turned @ turned.T).astype(np.float32)
+    eigenvalues, components = principal_components(rest, mean)
+    stops = sorted(stop for stop in set(levels) if stop > m)
+    starts = [m, *stops[:-1]]
+    added = [rotated(components[:, a - m : b - m], rng) for a, b in zip(starts, stops, strict=True)]
+    own = np.square((sample - mean) @ turned).mean(axis=0)
+    return np.hstack([turned, *added]), np.concatenate([own, eigenvalues[: levels[0] - m]])
+
+
+def _reader(binarizer: Binarizer, old: Binarizer, scale: float) -> Binarizer:
+    m = old.levels[0]
+    rotation = (scale * binarizer.query_map[:, :m]).astype(np.float32)
+    return replace(old, mean=binarizer.mean, rotation=rotation, learned=None, network=None)
+
+
+def train_compatible(
+    head: CompatibleHead,
+    sample: NDArray[np.float32],
+    old_codes: Codes,
+    neighbours: Neighbours,
+    *,
+    hidden: int,
+    recall: Callable[[CompatibleHead], float],
+    seed: int,
+) -> tuple[CompatibleHead, tuple[Look, ...]]:
+    """Train the head's network and maps; stop early, and keep what found most.
+
+    Source: BEBR, arXiv 2302.08714, section 3.4 (contrast with stored old codes, first m_old dimensions of longer ones).
+
+    Args:
+        head: From `fit_compatible`.
+        sample: (n, d) float32 unit vectors of the new encoder.
+        old_codes: Stored codes of the same texts.
+        neighbours: Nearest rows of some rows of the sample, by new vectors.
+        hidden: Units of each perceptron; 0: none.
+        recall: Of a head, for held-out queries.
+        seed: Of every random choice.
+
+    Returns:
+        The best head seen, which may be the one that it started from; the curve, from step 0.
+    """
+    learned = learn_binarizer(head.binarizer, neighbours.pairs(sample))
+    network = start_network(learned, sample, hidden=hidden, rng=np.random.default_rng(seed))
+    start = replace(head, binarizer=network)
+    objective = _Compatible(start, sample, old_codes, neighbours)
+    queries = len(neighbours.rows)
+    return descend(objective, start, queries=queries, max_steps=MAX_STEPS, recall=recall, seed=seed)
+
+
+class _Compatible:
+    """The network among its own codes, and the old codes that it has to get on with."""
+
+    def __init__(
+        self, head: CompatibleHead, sample: NDArray[np.float32], old_codes: Codes, neighbours: Neighbours
+    ) -> None:
+        self._head = head
+        self._own = Recurrent(head.binarizer, sample, neighbours)
+        self._reader_map = torch.nn.Parameter(to_device(head.reader.query_map))
+        self._value = to_device(decode(head.reader, old_codes.code))
+        self._factor, self._offset = (to_device(a.astype(np.float32)) for a in old_codes[1:])
+
+    def groups(self) -> list[dict[str, object]]:
+        """Network, maps, and the map of queries to old codes."""
+        return [*self._own.groups(), {"params": [self._reader_map], "lr": MAP_LEARNING_RATE}]
+
+    def loss(self, picked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Of new codes among each other, and with the old codes of the same documents."""
+        batch = self._own.batch(picked, generator)
+        value = self._value[batch.rows]
+        scores = (
+            batch.queries @ self._reader_map @ value.T * self._factor[batch.rows] + self._offset[batch.rows]
+        )
+        prefix = self._own.maker(batch.queries)[:, : value.shape[1]]
+        against_old = contrast(prefix, value, batch.wanted, batch.known(batch.rows))
+        return self._own.loss_of(batch) + divergence(scores, batch.products) + CONTRAST_SHARE * against_old
+
+    def after_step(self) -> None:
+        """The queue of new codes moves on; old codes stay."""
+        self._own.after_step()
+
+    def result(self) -> CompatibleHead:
+        """With the parameters as they are now."""
+        return CompatibleHead(
+            self._own.result(), replace(self._head.reader, rotation=to_array(self._reader_map))
+        )

@@ -15,10 +15,12 @@ import structlog
 
 from pipeline import open_release
 from pipeline.artifacts import AliasEntry
+from pipeline.embedding.hashing import HashingEncoder
 from pipeline.errors import (
     DataError,
     ErrorBudgetError,
     FilterError,
+    IncompatibleModelsError,
     LeaseLostError,
     PublishConflictError,
     QualityGateError,
@@ -64,8 +66,6 @@ def _results(root, texts, **more):
 
 
 def _vectors(config, texts):
-    from pipeline.embedding.hashing import HashingEncoder
-
     return HashingEncoder(config.encoders["words"]).encode_documents(texts)
 
 
@@ -682,6 +682,46 @@ def test_search_file_writes_ranked_results_for_queries_with_and_without_filters(
     assert all(hit["section"] == "a" and hit["year"] >= 2000 for hit in hits)
     assert found.filter(pl.col("query_id") == "none").is_empty()
     assert set(found["release"]) == {1}
+
+
+def _with_another_encoder(config):
+    other = config.encoders["words"].model_copy(update={"query_prompt": "find: "})
+    return config.model_copy(update={"encoders": {**config.encoders, "prompted": other}})
+
+
+def test_an_encoder_of_another_space_is_refused_where_a_release_is_opened(built):
+    config, _ = built
+    other = HashingEncoder(_with_another_encoder(config).encoders["prompted"], name="prompted")
+    with pytest.raises(IncompatibleModelsError, match=r"expected vectors of words .* found .* prompted "):
+        open_release(config.root, encoder=other)
+
+
+@pytest.mark.parametrize("content", ["text", "embedding"])
+def test_queries_of_an_encoder_of_another_space_are_refused_naming_both(built, tmp_path, content):
+    config, _ = built
+    asked = {"text": "river", "embedding": _vectors(config, ["river"])[0].tolist()}
+    pl.DataFrame([{"query_id": "q", content: asked[content]}]).write_parquet(tmp_path / "q.parquet")
+
+    def search(encoder):
+        return search_file(
+            _with_another_encoder(config),
+            queries=str(tmp_path / "q.parquet"),
+            out=str(tmp_path / "r.parquet"),
+            k=3,
+            exact=False,
+            rerank=None,
+            encoder=encoder,
+        )
+
+    assert search("words")["hits"] == 3
+    with pytest.raises(IncompatibleModelsError, match=r"expected vectors of words .* found .* prompted "):
+        search("prompted")
+
+
+def test_query_vectors_of_another_width_are_refused_naming_the_encoder(built):
+    config, _ = built
+    with pytest.raises(ValueError, match="64 dimensions, as words makes them, found 32"):
+        open_release(config.root).search(np.ones((1, 32), np.float32))
 
 
 def test_gc_after_many_changes_keeps_what_serves_and_frees_the_rest(tmp_path):

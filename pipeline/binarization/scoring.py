@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.binarization.binarizer import Binarizer
-from pipeline.binarization.codec import decode, quantize
+from pipeline.binarization.codec import decode, factors, quantize
 
 __all__ = ["Mode", "expand_queries", "query_values", "rotate_queries", "score", "sign_patterns"]
 
@@ -100,9 +100,7 @@ def query_values(
     if mode == "asymmetric":
         return z
     _, value = quantize(binarizer, z)
-    square, product = np.square(z).sum(axis=1), (z * value).sum(axis=1)
-    factor: NDArray[np.float32] = np.divide(square, product, out=np.zeros_like(square), where=product > 0)
-    return value * factor[:, None]
+    return value * factors(z, value).astype(np.float32)[:, None]
 
 
 def expand_queries(binarizer: Binarizer, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 from pipeline.binarization.binarizer import Binarizer
 from pipeline.binarization.codec import decode, factors, quantize
 
-__all__ = ["Mode", "expand_queries", "query_values", "rotate_queries", "score", "sign_patterns"]
+__all__ = [
+    "Mode",
+    "code_products",
+    "expand_queries",
+    "query_values",
+    "rotate_queries",
+    "score",
+    "sign_patterns",
+]
 
 Mode = Literal["asymmetric", "symmetric"]
 """Asymmetric: the query stays float. Symmetric: a code stands for it, too."""
@@ -67,9 +75,7 @@ def score(
     Raises:
         ValueError: A query is not finite, or queries or codes are not of this binarizer's size.
     """
-    values = query_values(binarizer, rotated_queries, mode)
-    few = 0 < len(values) <= MAX_TABLE_QUERIES
-    products = (_by_tables if few else _by_decoding)(binarizer, values, code)
+    products = code_products(binarizer, query_values(binarizer, rotated_queries, mode), code)
     products *= factor.astype(np.float32)
     products += offset.astype(np.float32)
     return products
@@ -101,6 +107,18 @@ def query_values(
         return z
     _, value = quantize(binarizer, z)
     return value * factors(z, value).astype(np.float32)[:, None]
+
+
+def code_products(
+    binarizer: Binarizer, values: NDArray[np.float32], code: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """(q, n) inner products of (q, m_0) values with the values of codes.
+
+    Raises:
+        ValueError: The codes are not of this binarizer's size.
+    """
+    few = 0 < len(values) <= MAX_TABLE_QUERIES
+    return (_by_tables if few else _by_decoding)(binarizer, values, code)
 
 
 def expand_queries(binarizer: Binarizer, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -165,6 +165,8 @@ class BinarizerConfig(_Strict):
     """Dimensions of each residual level, not growing, multiples of 8: [256, 256, 128, 128]."""
     bits_per_dim: int | None = Field(None, ge=1, le=8)
     """The same number of levels for every dimension."""
+    gpus: float | None = Field(None, gt=0)
+    """Share of a GPU that learning takes; absent: one whole GPU where the cluster has any, beside `ray.task_memory_mb`."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -321,7 +323,7 @@ class ClusterConfig(_Strict):
     dashboard shows their values: where nodes have credentials of their own, as in `infra/kuberay`, leave it empty."""
     task_labels: dict[str, str] = Field(default_factory=dict)
     """Labels of the nodes that tasks may run on, so that they stay off GPU nodes: {pool: cpu}, {pool: "!gpu"}, {zone: "in(a,b)"}.
-    Encoder actors go wherever a GPU is, or anywhere without one."""
+    Encoder actors, and the task that learns a binarizer, go wherever a GPU is; where none is, actors go anywhere."""
     autoscaling: tuple[NodeGroupConfig, ...] = ()
     """Groups that the cluster's autoscaler may start, such as {nodes: 16, cpus: 8, memory_mb: 27136, labels: {pool: cpu}}. Ray
     does not tell; without this, work is cut for the nodes that are there, and a GPU group that stands at zero is not used."""

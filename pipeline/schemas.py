@@ -3,16 +3,19 @@
 import pyarrow as pa
 
 __all__ = [
+    "BINARIZER_KEY",
     "DEAD_LETTERS",
     "RAW_COLUMNS",
     "RESERVED_COLUMNS",
     "RESULTS",
+    "SPACE_KEY",
     "condemned_schema",
     "directory_schema",
     "documents_schema",
     "embeddings_schema",
     "heads_schema",
     "lists_schema",
+    "made_by",
     "vectors_schema",
 ]
 
@@ -27,6 +30,16 @@ RAW_COLUMNS = frozenset(
 
 RESERVED_COLUMNS = RAW_COLUMNS | {"doc_id", "chunk_no", "text", "bucket"}
 """Names that an attribute cannot have."""
+
+SPACE_KEY = b"strata.space"
+BINARIZER_KEY = b"strata.binarizer"
+"""Metadata of heads, lists and vectors: the encoder fingerprint of the vectors, the folder of the binarizer of the codes."""
+
+
+def made_by(space: str, binarizer: str | None = None) -> dict[bytes, bytes]:
+    """Metadata that says what made a file's vectors, and its codes if it has any."""
+    codes = {} if binarizer is None else {BINARIZER_KEY: binarizer.encode()}
+    return {SPACE_KEY: space.encode(), **codes}
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:

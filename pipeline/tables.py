@@ -12,7 +12,7 @@ is asserted on every file written. A file that another tool rewrote is detected 
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef
-from pipeline.errors import CorruptArtifactError
-from pipeline.schemas import RAW_COLUMNS
+from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
+from pipeline.schemas import BINARIZER_KEY, RAW_COLUMNS, SPACE_KEY
 from pipeline.storage import Store, adopt_file
 
 __all__ = [
     "RawFile",
+    "check_made_by",
     "fixed_width",
     "hash_keys",
     "open_parquet",
@@ -103,7 +104,7 @@ def write_table(
     Args:
         store: Where to.
         folder: Folder in the store.
-        schema: Schema of every table; its columns in RAW_COLUMNS are written raw-addressable.
+        schema: Schema of every table; its columns in RAW_COLUMNS are written raw-addressable, its metadata into the footer.
         tables: Pieces, in order; only one is held at a time.
         suffix: End of the name.
         metadata: Asked after the last piece for key-value pairs of the footer.
@@ -240,7 +241,30 @@ def read_bucket(store: Store, path: str, bucket: int, columns: Sequence[str] | N
         groups = [i for i, name in enumerate(json.loads(footer[BUCKETS_KEY])) if name == bucket]
         wanted = list(columns) if columns is not None else None
         # The footer's list of buckets is true of this file alone and must not travel into another.
-        return file.read_row_groups(groups, columns=wanted, use_threads=False).replace_schema_metadata(None)
+        kept = {key: footer[key] for key in MADE_BY if key in footer}
+        return file.read_row_groups(groups, columns=wanted, use_threads=False).replace_schema_metadata(kept)
+
+
+MADE_BY = {SPACE_KEY: "vectors of space", BINARIZER_KEY: "codes of"}
+
+
+def check_made_by(place: str, footer: Mapping[bytes, bytes] | None, expected: Mapping[bytes, bytes]) -> None:
+    """Refuse a file of another encoder or binarizer; one that does not say (a tool that rewrites files may drop it) passes.
+
+    Args:
+        place: The file, for the message.
+        footer: Its key-value metadata.
+        expected: What `schemas.made_by` says of it.
+
+    Raises:
+        IncompatibleModelsError: Names what was expected and what was found.
+    """
+    for key, value in expected.items():
+        found = (footer or {}).get(key, value)
+        if found != value:
+            problem = f"expected {MADE_BY[key]} {value.decode()}, found {MADE_BY[key]} {found.decode()}"
+            remedy = "restore the file, or roll back to another release and build the index anew"
+            raise IncompatibleModelsError(place, problem, remedy)
 
 
 @dataclass(frozen=True)
@@ -257,13 +281,20 @@ class RawFile:
         store: Where the file is.
         ref: The file, as its manifest records it.
         columns: Columns that will be read.
+        made_by: What its vectors and codes are to be made by, as `schemas.made_by` says it.
+
+    Raises:
+        IncompatibleModelsError: The file says otherwise.
     """
 
-    def __init__(self, store: Store, ref: FileRef, columns: Sequence[str]) -> None:
+    def __init__(
+        self, store: Store, ref: FileRef, columns: Sequence[str], made_by: Mapping[bytes, bytes] | None = None
+    ) -> None:
         self._store = store
         self._ref = ref
         with open_parquet(store, ref.path) as file:
             metadata, schema = file.metadata, file.schema_arrow
+            check_made_by(f"{store.uri}/{ref.path}", metadata.metadata, made_by or {})
             widths = {name: _width(file, schema.field(name)) for name in columns}
         sizes = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)

@@ -83,9 +83,10 @@ def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, se
     """
     rotations, mining, distilling = np.random.SeedSequence(seed).spawn(3)
     rng = np.random.default_rng(rotations)
+    if config.method == "rotation" or len(sample) < FEWEST_ROWS:
+        return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     for_queries = is_held_out(sample)
-    too_few = len(sample) < FEWEST_ROWS or not FEWEST_QUERIES <= for_queries.sum() < len(sample) / 2
-    if config.method == "rotation" or too_few:
+    if not FEWEST_QUERIES <= for_queries.sum() < len(sample) / 2:
         return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     train, queries = sample[~for_queries], sample[for_queries][:HELD_OUT_QUERIES]
     rotation = fit_binarizer(train, config=config, rng=rng)

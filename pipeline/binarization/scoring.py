@@ -10,9 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.binarization.binarizer import Binarizer
-from pipeline.binarization.codec import decode, quantize
+from pipeline.binarization.codec import decode, factors, quantize
 
-__all__ = ["Mode", "expand_queries", "query_values", "rotate_queries", "score", "sign_patterns"]
+__all__ = [
+    "Mode",
+    "code_products",
+    "expand_queries",
+    "query_values",
+    "rotate_queries",
+    "score",
+    "sign_patterns",
+]
 
 Mode = Literal["asymmetric", "symmetric"]
 """Asymmetric: the query stays float. Symmetric: a code stands for it, too."""
@@ -67,9 +75,7 @@ def score(
     Raises:
         ValueError: A query is not finite, or queries or codes are not of this binarizer's size.
     """
-    values = query_values(binarizer, rotated_queries, mode)
-    few = 0 < len(values) <= MAX_TABLE_QUERIES
-    products = (_by_tables if few else _by_decoding)(binarizer, values, code)
+    products = code_products(binarizer, query_values(binarizer, rotated_queries, mode), code)
     products *= factor.astype(np.float32)
     products += offset.astype(np.float32)
     return products
@@ -100,9 +106,19 @@ def query_values(
     if mode == "asymmetric":
         return z
     _, value = quantize(binarizer, z)
-    square, product = np.square(z).sum(axis=1), (z * value).sum(axis=1)
-    factor: NDArray[np.float32] = np.divide(square, product, out=np.zeros_like(square), where=product > 0)
-    return value * factor[:, None]
+    return value * factors(z, value).astype(np.float32)[:, None]
+
+
+def code_products(
+    binarizer: Binarizer, values: NDArray[np.float32], code: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """(q, n) inner products of (q, m_0) values with the values of codes.
+
+    Raises:
+        ValueError: The codes are not of this binarizer's size.
+    """
+    few = 0 < len(values) <= MAX_TABLE_QUERIES
+    return (_by_tables if few else _by_decoding)(binarizer, values, code)
 
 
 def expand_queries(binarizer: Binarizer, values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -78,6 +78,11 @@ class Cache:
     """As they were when the run began."""
 
     @property
+    def encoder(self) -> str:
+        """Fingerprint of the encoder."""
+        return self.folder.rpartition("/")[2]
+
+    @property
     def generation(self) -> int:
         """Redrives so far: keys what is tried again after one."""
         return len(self.redrives)

@@ -148,9 +148,10 @@ def _sample_tasks(
     }
     inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, "condemned": source.condemned}
     learn = {**common, "config": config.binarizer}
+    gpus = 0.0 if config.binarizer.method == "rotation" else config.binarizer.gpus
     train = {**common, "num_vectors": documents.vectors, "layout": config.layout}
     return (
-        Task("learn", {**inputs, **learn}, partial(learn_binarizer, source=source, **learn)),
+        Task("learn", {**inputs, **learn}, partial(learn_binarizer, source=source, **learn), gpus=gpus),
         Task("train", {**inputs, **train}, partial(train_index, source=source, **train)),
     )
 

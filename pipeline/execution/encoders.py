@@ -11,10 +11,18 @@ from pipeline.embedding.encoder import Dtype, TextEncoder, identify_encoder, loa
 from pipeline.embedding.model_source import resolve_model, tokenizer_file
 from pipeline.embedding.precision import choose_dtype
 from pipeline.errors import ConfigError, MissingFileError
-from pipeline.spaces import EncoderIdentity, check_same_space, given_identity
+from pipeline.index.reader import check_query_encoder
+from pipeline.spaces import EncoderIdentity, given_identity
 from pipeline.storage import Store, canonical_json
 
-__all__ = ["GIVEN", "EncoderInForce", "EncoderSpec", "encoder_in_force", "query_encoder_for"]
+__all__ = [
+    "GIVEN",
+    "EncoderInForce",
+    "EncoderSpec",
+    "check_encoder_of_queries",
+    "encoder_in_force",
+    "query_encoder_for",
+]
 
 GIVEN = "given"
 """Model of an identity whose vectors came with the corpus."""
@@ -153,6 +161,28 @@ def query_encoder_for(config: Config, manifest: IndexManifest, name: str | None)
         ConfigError: There is no such encoder.
         IncompatibleModelsError: It is in another space than the index; the message names both.
     """
+    name, settings, dtype = _query_settings(config, manifest, name)
+    encoder = load_encoder(settings, dtype=dtype, name=name, storage=config.storage)
+    check_query_encoder(manifest, encoder.identity, place=f"encoder {name}")
+    return encoder
+
+
+def check_encoder_of_queries(config: Config, manifest: IndexManifest, name: str) -> None:
+    """See that a configured encoder, which made query vectors, shares the space of the index; nothing is loaded.
+
+    Raises:
+        ConfigError: There is no such encoder.
+        IncompatibleModelsError: It is in another space than the index; the message names both.
+    """
+    name, settings, dtype = _query_settings(config, manifest, name)
+    identity = identify_encoder(settings, dtype=dtype, name=name, storage=config.storage)
+    check_query_encoder(manifest, identity, place=f"encoder {name}")
+
+
+def _query_settings(
+    config: Config, manifest: IndexManifest, name: str | None
+) -> tuple[str, EncoderConfig, Dtype]:
+    """Name, settings and number format of a configured encoder, the one in force if none is named."""
     name = name or config.encoder_name
     if name is None or name not in config.encoders:
         known = ", ".join(sorted(config.encoders)) or "none"
@@ -161,11 +191,6 @@ def query_encoder_for(config: Config, manifest: IndexManifest, name: str | None)
             f"text queries need an encoder; {name!r} is not configured (known: {known})",
             "configure it",
         )
-    built_with = EncoderIdentity.model_validate(manifest.encoder)
     settings = config.encoders[name]
-    dtype = built_with.dtype if settings.dtype == "auto" else settings.dtype
-    encoder = load_encoder(settings, dtype=dtype, name=name, storage=config.storage)
-    if built_with.model == GIVEN and encoder.identity.dims == built_with.dims:
-        return encoder
-    check_same_space(built_with, encoder.identity, place=f"encoder {name}")
-    return encoder
+    built_with = EncoderIdentity.model_validate(manifest.encoder)
+    return name, settings, built_with.dtype if settings.dtype == "auto" else settings.dtype

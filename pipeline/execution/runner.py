@@ -22,7 +22,14 @@ from pipeline.execution.metrics import Metrics, NoMetrics, RayMetrics
 from pipeline.execution.pool import ActorPool, result_of
 from pipeline.execution.work import Done, StoreSpec, Task, perform
 
-__all__ = ["THREADS_PER_TASK", "InlineRunner", "RayRunner", "Runner", "encoder_actor_count"]
+__all__ = [
+    "THREADS_PER_TASK",
+    "InlineRunner",
+    "RayRunner",
+    "Runner",
+    "encoder_actor_count",
+    "task_request",
+]
 
 MB = 1024 * 1024
 THREADS_PER_TASK = 1
@@ -123,6 +130,26 @@ def _actor_request(embedding: EmbeddingConfig, nodes: Sequence[NodeShape], memor
     )
 
 
+def task_request(
+    config: ClusterConfig, gpus: float | None, *, nodes: Sequence[NodeShape], memory_mb: float
+) -> Request:
+    """What one task reserves: a core of a node for tasks; or its share of a GPU, wherever one is, as encoder actors do.
+
+    Args:
+        config: Which nodes are for tasks.
+        gpus: Share that the task asks for; None: a whole GPU.
+        nodes: What the cluster has or may start; where none has a GPU with as much memory beside it, a core has to do.
+        memory_mb: What one task reserves.
+    """
+    settings = {"cpus": "ray.num_cpus", "memory_mb": "ray.task_memory_mb"}
+    share = 1.0 if gpus is None else gpus
+    on_gpu = Request("a task", gpus=share, memory_mb=memory_mb, settings=settings)
+    if share and any(on_gpu.fits(node) for node in nodes):
+        return on_gpu
+    cpus, labels = THREADS_PER_TASK, config.task_labels
+    return Request("a task", cpus=cpus, memory_mb=memory_mb, settings=settings, labels=labels)
+
+
 def _actors_on(node: NodeShape, request: Request) -> int:
     amounts = [
         (node.cpus, request.cpus),
@@ -166,26 +193,24 @@ class RayRunner(AbstractContextManager["RayRunner"]):
         import ray
 
         nodes = node_shapes(self._config)
-        request = Request(
-            "a task",
-            cpus=THREADS_PER_TASK,
-            memory_mb=self._memory_mb(self._config.task_memory_mb, nodes),
-            settings={"cpus": "ray.num_cpus", "memory_mb": "ray.task_memory_mb"},
-            labels=self._config.task_labels,
+        memory = self._memory_mb(self._config.task_memory_mb, nodes)
+        requests = {
+            gpus: task_request(self._config, gpus, nodes=nodes, memory_mb=memory)
+            for gpus in {task.gpus for task in tasks}
+        }
+        for request in requests.values():
+            check_request(request, nodes)
+        remote = ray.remote(max_retries=self._config.max_retries, retry_exceptions=[TransientError])(
+            perform_attempt
         )
-        check_request(request, nodes)
-        remote = ray.remote(
-            num_cpus=THREADS_PER_TASK,
-            memory=int(request.memory_mb * MB),
-            label_selector=self._config.task_labels or None,
-            max_retries=self._config.max_retries,
-            retry_exceptions=[TransientError],
-        )(perform_attempt)
+        remotes = {gpus: remote.options(**_reserved(request)) for gpus, request in requests.items()}
         shared, run = _Shared(), bound_run()
 
         def submit(place: int) -> Any:
             task = tasks[place]
-            return remote.remote(run, task.without_shared(), shared.of(task), self._store, THREADS_PER_TASK)
+            return remotes[task.gpus].remote(
+                run, task.without_shared(), shared.of(task), self._store, THREADS_PER_TASK
+            )
 
         yield from _windowed(submit, tasks, self._config.max_in_flight or 2 * cores(nodes))
 
@@ -199,9 +224,7 @@ class RayRunner(AbstractContextManager["RayRunner"]):
         count = encoder_actor_count(spec.embedding, nodes=nodes, memory_mb=memory, tasks=len(tasks))
         request = _actor_request(spec.embedding, nodes, memory)
         remote = ray.remote(_EncoderActor).options(
-            num_cpus=request.cpus,
-            num_gpus=request.gpus,
-            memory=int(memory * MB),
+            **_reserved(request),
             # The pool restarts and retries: Ray would charge a death to every task that waited at the actor.
             max_restarts=0,
             max_task_retries=0,
@@ -220,6 +243,16 @@ class RayRunner(AbstractContextManager["RayRunner"]):
 
     def metrics(self, corpus: str) -> Metrics:
         return self._open.enter_context(RayMetrics(corpus))
+
+
+def _reserved(request: Request) -> dict[str, Any]:
+    """A request in Ray's words."""
+    return {
+        "num_cpus": request.cpus,
+        "num_gpus": request.gpus,
+        "memory": int(request.memory_mb * MB),
+        "label_selector": dict(request.labels) or None,
+    }
 
 
 class _Shared:

@@ -13,7 +13,7 @@ from pipeline.artifacts import IndexManifest
 from pipeline.config import Config
 from pipeline.corpus import documents_by_id
 from pipeline.evaluation.queries import Queries, read_queries
-from pipeline.execution.encoders import query_encoder_for
+from pipeline.execution.encoders import check_encoder_of_queries, query_encoder_for
 from pipeline.index.reader import Hit, Release, SearchStats, open_release
 from pipeline.schemas import RESULTS
 from pipeline.storage import Store, open_store, split_uri
@@ -33,10 +33,13 @@ def search_file(
         k: Documents per query.
         exact: Score every passing document.
         rerank: Candidates scored with float16 vectors; None: the release's default.
-        encoder: Name of the configured encoder for text queries; None: the one in force.
+        encoder: Name of the configured encoder for text queries, or of the one that made query vectors; None: the one in force.
 
     Returns:
         The summary that the job prints.
+
+    Raises:
+        IncompatibleModelsError: The encoder is in another space than the release; the message names both.
     """
     release = open_release(config.root, storage=config.storage)
     asked = read_queries(queries, config.storage, dims=release.reader.manifest.dims)
@@ -44,6 +47,8 @@ def search_file(
         release = Release(
             release.reader, release.record, query_encoder_for(config, release.reader.manifest, encoder)
         )
+    elif encoder is not None:
+        check_encoder_of_queries(config, release.reader.manifest, encoder)
     start = time.perf_counter()
     hits, stats = _search(release, asked, k=k, exact=exact, rerank=rerank)
     seconds = time.perf_counter() - start

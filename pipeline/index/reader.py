@@ -40,11 +40,21 @@ from pipeline.index.scoring import (
 from pipeline.index.stage import load_binarizer
 from pipeline.partitioning import route
 from pipeline.postings import head_distances, select_probes
-from pipeline.spaces import EncoderIdentity, check_same_space
+from pipeline.schemas import made_by
+from pipeline.spaces import GIVEN_MODEL, EncoderIdentity, check_same_space
 from pipeline.storage import Log, Store, open_store
 from pipeline.tables import RawFile, open_parquet, read_columns
 
-__all__ = ["Hit", "IndexReader", "QueryEncoder", "Release", "SearchResult", "SearchStats", "open_release"]
+__all__ = [
+    "Hit",
+    "IndexReader",
+    "QueryEncoder",
+    "Release",
+    "SearchResult",
+    "SearchStats",
+    "check_query_encoder",
+    "open_release",
+]
 
 QUERY_BLOCK = 256
 """Queries searched together; bounds the memory of their candidates."""
@@ -98,7 +108,7 @@ class SearchResult(Sequence[list[Hit]]):
 
 
 class QueryEncoder(Protocol):
-    """Turns query texts into vectors of an index's space."""
+    """Turns query texts into vectors of an index's space; where it has an `identity`, that is checked."""
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d) float32 unit vectors."""
@@ -111,19 +121,22 @@ class QueryEncoder(Protocol):
 class _SegmentReader:
     """Rows of one segment by number."""
 
-    def __init__(self, store: Store, segment: Segment) -> None:
+    def __init__(self, store: Store, segment: Segment, partition: Partition) -> None:
         self._store = store
         self._segment = segment
+        self._partition = partition
         self._columns: dict[str, pa.ChunkedArray] = {}
         self.decoded_bytes = 0
 
     @cached_property
     def lists(self) -> RawFile:
-        return RawFile(self._store, self._segment.lists, ["code", "factor", "offset", "row"])
+        made = made_by(self._partition.space, self._partition.codes.binarizer)
+        return RawFile(self._store, self._segment.lists, ["code", "factor", "offset", "row"], made)
 
     @cached_property
     def vectors(self) -> RawFile:
-        return RawFile(self._store, self._segment.vectors, ["vector_id", "embedding"])
+        made = made_by(self._partition.space)
+        return RawFile(self._store, self._segment.vectors, ["vector_id", "embedding"], made)
 
     @cached_property
     def entry_rows(self) -> NDArray[np.int32]:
@@ -178,7 +191,7 @@ class _PartitionReader:
     """Heads and directory of one partition in memory, its segments behind them."""
 
     def __init__(self, store: Store, partition: Partition) -> None:
-        heads = RawFile(store, partition.heads, ["head"])
+        heads = RawFile(store, partition.heads, ["head"], made_by(partition.space))
         self.heads: NDArray[np.float32] = heads.read_all("head").view(np.float32)
         directory = read_columns(store, partition.directory.path)
         order = np.lexsort((directory["segment"].to_numpy(), directory["list_no"].to_numpy()))
@@ -186,8 +199,8 @@ class _PartitionReader:
             directory[name].to_numpy()[order].astype(np.int64)
             for name in ("segment", "list_no", "first_entry", "num_entries")
         )
-        self.binarizer: Binarizer = load_binarizer(store, partition.codes.binarizer)
-        self.segments = [_SegmentReader(store, segment) for segment in partition.segments]
+        self.binarizer: Binarizer = load_binarizer(store, partition.codes.binarizer, dims=self.heads.shape[1])
+        self.segments = [_SegmentReader(store, segment, partition) for segment in partition.segments]
         self._masks: dict[str, list[NDArray[np.bool_]]] = {}
 
     def masks(self, where: Filter) -> list[NDArray[np.bool_]]:
@@ -270,7 +283,7 @@ class IndexReader:
         Raises:
             ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
         """
-        queries = _checked(vectors, self.manifest.dims, k)
+        queries = _checked(vectors, self.manifest, k)
         depth = self.manifest.search.rerank if rerank is None else rerank
         wanted = probes or self.manifest.search.probes
         hits: list[list[Hit]] = []
@@ -291,10 +304,11 @@ class IndexReader:
         return self._opened[partition.partition_id]
 
 
-def _checked(vectors: NDArray[np.floating], dims: int, k: int) -> NDArray[np.float32]:
+def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> NDArray[np.float32]:
     queries = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
-    if queries.shape[1] != dims:
-        raise ValueError(f"expected vectors of {dims} dimensions, found {queries.shape[1]}")
+    if queries.shape[1] != manifest.dims:
+        made_by_encoder = f"{manifest.dims} dimensions, as {manifest.encoder.get('name')} makes them"
+        raise ValueError(f"expected vectors of {made_by_encoder}, found {queries.shape[1]}")
     norms = np.linalg.norm(queries, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or (norms == 0).any():
         raise ValueError("a query vector is zero or not finite")
@@ -498,6 +512,9 @@ class Release:
         record: The release.
         encoder: For text queries; loaded from the manifest's encoder at the first one if None.
         storage: S3 settings, for an encoder that lies on S3.
+
+    Raises:
+        IncompatibleModelsError: The encoder says of itself that it is in another space; the message names both.
     """
 
     def __init__(
@@ -507,6 +524,9 @@ class Release:
         encoder: QueryEncoder | None = None,
         storage: StorageConfig | None = None,
     ) -> None:
+        identity = getattr(encoder, "identity", None)
+        if isinstance(identity, EncoderIdentity):
+            check_query_encoder(reader.manifest, identity, place=f"release {record.release}")
         self.reader = reader
         self.record = record
         self._encoder = encoder
@@ -572,9 +592,26 @@ class Release:
             name=built_with.name,
             storage=self._storage,
         )
-        if built_with.model != "given":
-            check_same_space(built_with, encoder.identity, place=f"release {self.number}")
+        check_query_encoder(self.reader.manifest, encoder.identity, place=f"release {self.number}")
         return encoder
+
+
+def check_query_encoder(manifest: IndexManifest, encoder: EncoderIdentity, *, place: str) -> None:
+    """Refuse an encoder of queries that is in another space than an index.
+
+    Of ready-made vectors nobody told what encoded them: there the same width passes.
+
+    Args:
+        manifest: The index.
+        encoder: What encodes the queries.
+        place: What names the encoder, for the message.
+
+    Raises:
+        IncompatibleModelsError: It is in another space; the message names both.
+    """
+    built_with = EncoderIdentity.model_validate(manifest.encoder)
+    if built_with.model != GIVEN_MODEL or encoder.dims != built_with.dims:
+        check_same_space(built_with, encoder, place=place)
 
 
 def open_release(
@@ -594,7 +631,9 @@ def open_release(
 
     Raises:
         MissingFileError: Nothing is published there, or there is no such release.
-        CorruptArtifactError: The manifest's bytes are not the recorded ones.
+        CorruptArtifactError: The bytes of the manifest or of a binarizer are not the recorded ones.
+        IncompatibleModelsError: Heads or encoder are of another space than the release; later searches may find codes of
+            another binarizer. The message names both.
     """
     store = open_store(root, storage)
     number = release if release is not None else _current(store)

@@ -23,14 +23,16 @@ from pipeline.binarization import Binarizer, Choice, choose_binarizer, from_tens
 from pipeline.clustering import BranchedHeads
 from pipeline.config import BinarizerConfig, LayoutConfig
 from pipeline.embedding.cache import Cache, CachedBucket
+from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
 from pipeline.index.assembly import DIRECTORY_PART, directory_part, place_rows, placed_schema, sort_placed
 from pipeline.index.condemned import drop_condemned
 from pipeline.index.training import TrainedLayout, train_branch, train_trunk
 from pipeline.partitioning import ONLY_PARTITION
-from pipeline.schemas import directory_schema, heads_schema, lists_schema, vectors_schema
+from pipeline.schemas import SPACE_KEY, directory_schema, heads_schema, lists_schema, made_by, vectors_schema
 from pipeline.storage import Store, canonical_json
 from pipeline.tables import (
     RawFile,
+    check_made_by,
     hash_keys,
     open_parquet,
     read_bucket,
@@ -330,10 +332,37 @@ def _write_binarizer(store: Store, choice: Choice, **trained_on: int) -> dict[st
     return files
 
 
-def load_binarizer(store: Store, folder: str) -> Binarizer:
-    """Read a binarizer artifact."""
-    card = json.loads(store.read(f"{folder}/binarizer.json"))
-    return from_tensors(load(store.read(f"{folder}/weights.safetensors")), tuple(card["levels"]))
+def load_binarizer(store: Store, folder: str, *, dims: int) -> Binarizer:
+    """Read a binarizer artifact: the folder's name is the hash of the card, the card has that of the weights.
+
+    Args:
+        store: The root.
+        folder: Of the binarizer.
+        dims: Width of the vectors that it is for.
+
+    Raises:
+        CorruptArtifactError: The folder holds the card or the weights of another binarizer, or damaged ones.
+        IncompatibleModelsError: The binarizer is for vectors of another width.
+    """
+    card = store.read(f"{folder}/binarizer.json")
+    _check_digest(f"{store.uri}/{folder}/binarizer.json", card, folder.rpartition("/")[2])
+    fields = json.loads(card)
+    weights = store.read(f"{folder}/weights.safetensors")
+    _check_digest(f"{store.uri}/{folder}/weights.safetensors", weights, fields["weights"])
+    binarizer = from_tensors(load(weights), tuple(fields["levels"]))
+    found = len(binarizer.mean)
+    if found != dims:
+        problem = f"expected a binarizer of vectors of {dims} dimensions, found one of {found}"
+        raise IncompatibleModelsError(f"{store.uri}/{folder}", problem, "name the binarizer of these vectors")
+    return binarizer
+
+
+def _check_digest(place: str, data: bytes, expected: str) -> None:
+    """The expected digest may be cut."""
+    found = hashlib.sha256(data).hexdigest()[: len(expected)]
+    if found != expected:
+        problem = f"expected the binarizer's file of sha256 {expected}, found that of sha256 {found}"
+        raise CorruptArtifactError(place, problem, "restore the file, or roll back to another release")
 
 
 def _load_layout(store: Store, files: dict[str, FileRef]) -> TrainedLayout:
@@ -343,7 +372,7 @@ def _load_layout(store: Store, files: dict[str, FileRef]) -> TrainedLayout:
     branches = to_matrix(read_columns(store, files["branches"].path, ["head"])["head"]).astype(np.float32)
     starts = np.searchsorted(table["branch"].to_numpy(), np.arange(len(branches) + 1))
     tree = BranchedHeads.of(heads, branches, starts)
-    binarizer = load_binarizer(store, _folder_of(files["binarizer"]))
+    binarizer = load_binarizer(store, _folder_of(files["binarizer"]), dims=heads.shape[1])
     return TrainedLayout(binarizer, tree, table["segment"].to_numpy())
 
 
@@ -357,7 +386,7 @@ def _folder_of(ref: FileRef) -> str:
 def place_bucket(
     store: Store, source: VectorSource, bucket: int, trained_files: dict[str, FileRef]
 ) -> StageOutput:
-    """Assign the rows of one bucket to lists, binarize them and cut them by segment.
+    """Assign the rows of one bucket to lists, binarize them and cut them by segment; the file says what made them.
 
     Args:
         store: The root.
@@ -372,6 +401,9 @@ def place_bucket(
         for rows, found in iterate_vectors(store, source, bucket)
     ]
     placed = pa.concat_tables(pieces) if pieces else schema.empty_table()
+    placed = placed.replace_schema_metadata(
+        made_by(source.cache.encoder, _folder_of(trained_files["binarizer"]))
+    )
     segments = trained.segments[placed["list_no"].to_numpy()]
     ref = write_bucketed(store, "scratch/placed", placed, segments)
     return StageOutput(files={"placed": ref}, numbers={"rows": placed.num_rows})
@@ -380,12 +412,16 @@ def place_bucket(
 def build_segment(
     store: Store, placed: Sequence[FileRef], segment_no: int, attributes: tuple[Attribute, ...]
 ) -> StageOutput:
-    """Sort the placed rows of one segment into posting lists and write its files.
+    """Sort the placed rows of one segment into posting lists and write its files, which say what made them.
 
     Returns:
         Files `vectors`, `lists` and `directory_part`.
+
+    Raises:
+        IncompatibleModelsError: The placed rows come from more than one encoder or binarizer.
     """
-    table = sort_placed(pa.concat_tables([read_bucket(store, ref.path, segment_no) for ref in placed]))
+    unsorted = _placed_rows(store, placed, segment_no)
+    made, table = unsorted.schema.metadata, sort_placed(unsorted)
     dims, code_bytes = (
         table.schema.field("embedding").type.list_size,
         table.schema.field("code").type.byte_width,
@@ -398,14 +434,28 @@ def build_segment(
         "vectors": write_table(
             store,
             "partitions",
-            vectors_schema(dims, arrow_schema(attributes)),
+            vectors_schema(dims, arrow_schema(attributes)).with_metadata({SPACE_KEY: made[SPACE_KEY]}),
             vectors,
             suffix=".vectors.parquet",
         ),
-        "lists": write_table(store, "partitions", lists_schema(code_bytes), lists, suffix=".lists.parquet"),
+        "lists": write_table(
+            store,
+            "partitions",
+            lists_schema(code_bytes).with_metadata(made),
+            lists,
+            suffix=".lists.parquet",
+        ),
         "directory_part": write_table(store, "scratch/directories", DIRECTORY_PART, [part]),
     }
     return StageOutput(files=files, numbers={"rows": table.num_rows})
+
+
+def _placed_rows(store: Store, placed: Sequence[FileRef], segment_no: int) -> pa.Table:
+    """Rows of one segment from every bucket, with what made all of them as metadata."""
+    tables = [read_bucket(store, ref.path, segment_no) for ref in placed]
+    for ref, table in zip(placed, tables, strict=True):
+        check_made_by(f"{store.uri}/{ref.path}", table.schema.metadata, tables[0].schema.metadata)
+    return pa.concat_tables(tables)
 
 
 def _whole_lists(table: pa.Table, part: pa.Table) -> Iterator[pa.Table]:
@@ -445,7 +495,7 @@ def finish_partition(
             method=card["method"],
             held_out_recall=card["held_out_recall"],
         ),
-        heads=_write_heads(store, trained_files["layout"], parts),
+        heads=_write_heads(store, trained_files["layout"], parts, space),
         directory=write_table(
             store, "partitions", directory_schema(), [directory], suffix=".directory.parquet"
         ),
@@ -454,12 +504,12 @@ def finish_partition(
     )
 
 
-def _write_heads(store: Store, layout: FileRef, directory: pa.Table) -> FileRef:
+def _write_heads(store: Store, layout: FileRef, directory: pa.Table, space: str) -> FileRef:
     """Heads with the radius of their lists, a row group at a time."""
     radius = np.zeros(layout.rows, dtype=np.float32)
     radius[directory["list_no"].to_numpy()] = directory["radius"].to_numpy()
     with open_parquet(store, layout.path) as file:
-        schema = heads_schema(file.schema_arrow.field("head").type.list_size)
+        schema = heads_schema(file.schema_arrow.field("head").type.list_size).with_metadata(made_by(space))
         ends = np.cumsum([file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)])
         tables = (
             file.read_row_group(group, columns=["head"], use_threads=False).append_column(

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.artifacts import FileRef, IndexManifest, Partition, ReleaseRecord, Segment
-from pipeline.errors import CorruptArtifactError, DataError, MissingFileError
+from pipeline.errors import DataError, MissingFileError
+from pipeline.index.stage import load_binarizer
 from pipeline.release.history import find_gaps
 from pipeline.release.records import (
     list_releases,
@@ -18,8 +19,9 @@ from pipeline.release.records import (
     read_manifest,
     read_release,
 )
+from pipeline.schemas import made_by
 from pipeline.storage import READ_CHUNK_BYTES, Store
-from pipeline.tables import open_parquet, read_columns
+from pipeline.tables import check_made_by, open_parquet, read_columns
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -50,7 +52,8 @@ def verify(store: Store, release: ReleaseRecord | None = None) -> VerifyReport:
     except DataError as error:
         return VerifyReport(0, 0, (*problems, str(error)))
     refs = {ref.path: ref for ref in named_files(manifest)}
-    damage = [problem for ref in refs.values() for problem in _file_problems(store, ref)]
+    made = dict(_made_by_path(manifest))
+    damage = [p for ref in refs.values() for p in _file_problems(store, ref, made.get(ref.path, {}))]
     # What fits together is asked only of files that are whole.
     damage = damage or list(_layout_problems(store, manifest))
     size = record.manifest.bytes + sum(ref.bytes for ref in refs.values())
@@ -75,7 +78,17 @@ def _log_problems(store: Store) -> list[str]:
 # ------------------------------------------------------------------------------------------------ files
 
 
-def _file_problems(store: Store, ref: FileRef) -> Iterator[str]:
+def _made_by_path(manifest: IndexManifest) -> Iterator[tuple[str, dict[bytes, bytes]]]:
+    """What must have made each file of vectors or codes."""
+    for partition in manifest.partitions:
+        of_space = made_by(partition.space)
+        yield partition.heads.path, of_space
+        for segment in partition.segments:
+            yield segment.vectors.path, of_space
+            yield segment.lists.path, made_by(partition.space, partition.codes.binarizer)
+
+
+def _file_problems(store: Store, ref: FileRef, made: dict[bytes, bytes]) -> Iterator[str]:
     place = f"{store.uri}/{ref.path}"
     try:
         digest, size = _digest(store, ref.path)
@@ -87,7 +100,7 @@ def _file_problems(store: Store, ref: FileRef) -> Iterator[str]:
     elif digest != ref.sha256:
         yield f"{place}: expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…"
     elif ref.path.endswith(".parquet"):
-        yield from _row_problems(store, ref)
+        yield from _footer_problems(store, ref, made)
 
 
 def _digest(store: Store, path: str) -> tuple[str, int]:
@@ -99,11 +112,12 @@ def _digest(store: Store, path: str) -> tuple[str, int]:
     return digest.hexdigest(), size
 
 
-def _row_problems(store: Store, ref: FileRef) -> Iterator[str]:
+def _footer_problems(store: Store, ref: FileRef, made: dict[bytes, bytes]) -> Iterator[str]:
     try:
         with open_parquet(store, ref.path) as file:
             rows = file.metadata.num_rows
-    except CorruptArtifactError as error:
+            check_made_by(f"{store.uri}/{ref.path}", file.metadata.metadata, made)
+    except DataError as error:
         yield str(error)
         return
     if rows != ref.rows:
@@ -115,6 +129,7 @@ def _row_problems(store: Store, ref: FileRef) -> Iterator[str]:
 
 def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
     for partition in manifest.partitions:
+        yield from _binarizer_problems(store, partition, manifest.dims)
         place = f"{store.uri}/{partition.directory.path}"
         directory = read_columns(store, partition.directory.path)
         yield from (f"{place}: {problem}" for problem in _directory_problems(partition, directory))
@@ -123,6 +138,17 @@ def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
         rows = sum(segment.vectors.rows for segment in partition.segments)
         if rows != partition.rows:
             yield f"partition {partition.partition_id}: expected {partition.rows} rows, found {rows}"
+
+
+def _binarizer_problems(store: Store, partition: Partition, dims: int) -> Iterator[str]:
+    try:
+        binarizer = load_binarizer(store, partition.codes.binarizer, dims=dims)
+    except DataError as error:
+        yield str(error)
+        return
+    if binarizer.levels != partition.codes.levels:
+        place = f"{store.uri}/{partition.codes.binarizer}"
+        yield f"{place}: expected codes of levels {partition.codes.levels}, found {binarizer.levels}"
 
 
 def _directory_problems(partition: Partition, directory: pa.Table) -> Iterator[str]:

@@ -138,3 +138,36 @@ def test_variables_of_the_driver_reach_the_workers_of_a_cluster(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.strip().splitlines()[-1]) == [7] * 4
+
+
+def see_gpu(_store):
+    return StageOutput(
+        files={}, numbers={"gpus": len(os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0])}
+    )
+
+
+HAS_A_GPU = """
+import json, os, ray, sys
+from tests.integration import test_ray_settings as here
+settings = {"num_cpus": 1, "num_gpus": 1, "include_dashboard": False, "log_to_driver": False}
+ray.init(address="local", _temp_dir=sys.argv[2], object_store_memory=100 * 1024**2, _memory=1000 * 1024**2, **settings)
+root = here.StoreSpec(sys.argv[1], here.StorageConfig())
+tasks = [here.Task("see", {"gpus": gpus}, here.see_gpu, gpus=gpus) for gpus in (None, 0.5, 0.0)]
+with here.RayRunner(root, here.ClusterConfig(task_memory_mb=900)) as runner:
+    print(json.dumps(sorted((place, done.output.numbers["gpus"]) for place, done in runner.run(tasks))))
+"""
+
+
+def test_tasks_that_ask_for_a_gpu_see_one(tmp_path):
+    """On a Ray that believes in a GPU."""
+    folder = tempfile.mkdtemp(prefix="st-", dir="/tmp")
+    environment = {k: v for k, v in os.environ.items() if k not in {"CUDA_VISIBLE_DEVICES", "RAY_ADDRESS"}}
+    done = subprocess.run(
+        [sys.executable, "-c", HAS_A_GPU, str(tmp_path), folder],
+        env={**environment, "PYTHONPATH": str(REPOSITORY), "RAY_AUTH_MODE": "disabled",
+             "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
+        cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.strip().splitlines()[-1]) == [[0, 1], [1, 1], [2, 0]]

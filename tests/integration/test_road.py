@@ -1,6 +1,8 @@
 """The whole road in this process: corpus → release → search, changed corpora, gates, crashes; local and on S3."""
 
 import json
+import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -12,13 +14,16 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import structlog
+from safetensors.numpy import load_file
 
 from pipeline import open_release
 from pipeline.artifacts import AliasEntry
+from pipeline.embedding.hashing import HashingEncoder
 from pipeline.errors import (
     DataError,
     ErrorBudgetError,
     FilterError,
+    IncompatibleModelsError,
     LeaseLostError,
     PublishConflictError,
     QualityGateError,
@@ -64,8 +69,6 @@ def _results(root, texts, **more):
 
 
 def _vectors(config, texts):
-    from pipeline.embedding.hashing import HashingEncoder
-
     return HashingEncoder(config.encoders["words"]).encode_documents(texts)
 
 
@@ -562,91 +565,116 @@ def test_duckdb_and_polars_read_every_kind_of_table(built):
     assert joined[1] < 1e-2
 
 
-def test_numpy_and_pread_alone_find_what_search_finds(built, tmp_path):
-    """Follows alias, release, manifest and the layout of DESIGN §4 with no code of ours."""
+def test_duckdb_reads_what_made_a_file(built):
     config, _ = built
-    root = tmp_path / "copy"
-    import os
-    import shutil
+    (partition,) = open_release(config.root).reader.manifest.partitions
 
-    shutil.copytree(config.root, root)
-    alias = sorted((root / "aliases/current").iterdir())[-1]
-    release = json.loads((root / f"releases/{json.loads(alias.read_bytes())['release']}.json").read_bytes())
-    manifest = json.loads((root / release["manifest"]["path"]).read_bytes())
-    (partition,) = manifest["partitions"]
+    def said(kind):
+        found = duckdb.sql(
+            f"""SELECT DISTINCT key::VARCHAR, value::VARCHAR
+                FROM parquet_kv_metadata('{config.root}/partitions/*.{kind}.parquet')
+                WHERE key::VARCHAR LIKE 'strata.%'"""
+        )
+        return dict(found.fetchall())
 
-    def column(path, name, dtype, width):
-        metadata = pq.read_metadata(root / path)
+    space = {"strata.space": partition.space}
+    assert said("heads") == said("vectors") == space
+    assert said("lists") == space | {"strata.binarizer": partition.codes.binarizer}
+
+
+class _Foreign:
+    """A release read by numpy, safetensors, pread and Parquet's footers: DESIGN §4 with no code of ours."""
+
+    def __init__(self, root):
+        self.root = root
+        alias = self._json(sorted((root / "aliases/current").iterdir())[-1])
+        self.manifest = self._json(self._json(f"releases/{alias['release']}.json")["manifest"]["path"])
+        (self.partition,) = self.manifest["partitions"]
+        self.dims = self.manifest["dims"]
+        binarizer = root / self.partition["codes"]["binarizer"]
+        self.levels = self._json(binarizer / "binarizer.json")["levels"]
+        self.weights = load_file(binarizer / "weights.safetensors")
+
+    def _json(self, path):
+        return json.loads((self.root / path).read_bytes())
+
+    def column(self, ref, name, dtype, width):
+        path = self.root / ref["path"]
+        metadata = pq.read_metadata(path)
         names = [metadata.schema.column(i).path.split(".")[0] for i in range(metadata.num_columns)]
         blocks = []
-        with (root / path).open("rb") as file:
+        with path.open("rb") as file:
             for g in range(metadata.num_row_groups):
-                chunk = metadata.row_group(g).column(names.index(name))
-                rows = metadata.row_group(g).num_rows
+                chunk, rows = metadata.row_group(g).column(names.index(name)), metadata.row_group(g).num_rows
                 start = chunk.data_page_offset + chunk.total_compressed_size - rows * width
                 blocks.append(os.pread(file.fileno(), rows * width, start))
-        return np.frombuffer(b"".join(blocks), dtype)
+        return np.frombuffer(b"".join(blocks), dtype).reshape(-1, width // np.dtype(dtype).itemsize)
 
-    dims = manifest["dims"]
-    heads = column(partition["heads"]["path"], "head", np.float32, 4 * dims).reshape(-1, dims)
-    card = json.loads((root / partition["codes"]["binarizer"] / "binarizer.json").read_bytes())
-    from safetensors.numpy import load_file
+    def vectors(self, segment):
+        ref = self.partition["segments"][segment]["vectors"]
+        return self.column(ref, "embedding", np.float16, 2 * self.dims).astype(np.float32)
 
-    weights = load_file(root / partition["codes"]["binarizer"] / "weights.safetensors")
-    directory = pq.read_table(root / partition["directory"]["path"]).to_pylist()
-    lists = [s["lists"]["path"] for s in partition["segments"]]
-    vectors = [s["vectors"]["path"] for s in partition["segments"]]
-    code_bytes = partition["codes"]["code_bytes"]
-
-    stored = column(vectors[0], "embedding", np.float16, 2 * dims).reshape(-1, dims).astype(np.float32)
-    query = stored[17] / np.linalg.norm(stored[17])
-    distances = ((query[None] - heads) ** 2).sum(axis=1)
-    probed = set(np.argsort(distances)[: manifest["search"]["probes"]].tolist())
-    edges = [0, *sorted(set(card["levels"]))]
-    blocks = [(a, b, sum(m >= b for m in card["levels"])) for a, b in zip(edges, edges[1:], strict=False)]
-    rotated = (query - weights["mean"]) @ weights.get("query_map", weights["rotation"])
-    candidates = []
-    for row in directory:
-        if row["list_no"] not in probed:
-            continue
-        path, part = lists[row["segment"]], slice(row["first_entry"], row["first_entry"] + row["num_entries"])
-        code = column(path, "code", np.uint8, code_bytes).reshape(-1, code_bytes)[part]
-        factor, offset = (
-            column(path, name, np.float16, 2)[part].astype(np.float32) for name in ("factor", "offset")
-        )
-        at = column(path, "row", np.int32, 4)[part]
-        value, start = np.zeros((len(code), card["levels"][0]), np.float32), 0
-        for t, m in enumerate(card["levels"]):
+    def values(self, code):
+        """What codes stand for: weighted signs, level after level."""
+        edges = [0, *sorted(set(self.levels))]
+        blocks = [(a, b, sum(m >= b for m in self.levels)) for a, b in zip(edges, edges[1:], strict=False)]
+        value, start = np.zeros((len(code), self.levels[0]), np.float32), 0
+        for t, m in enumerate(self.levels):
             signs = np.unpackbits(code[:, start : start + m // 8], axis=1).astype(np.float32) * 2 - 1
             start += m // 8
             for i, (a, b, levels) in enumerate(blocks):
                 if t < levels:
-                    value[:, a:b] += weights["weights"][i, t] * signs[:, a:b]
-        scores = (value @ rotated) * factor + offset
-        candidates += [
-            (score, row["segment"], r) for score, r in zip(scores.tolist(), at.tolist(), strict=True)
-        ]
-    best = sorted(candidates, reverse=True)[: manifest["search"]["rerank"]]
-    hits = []
-    for _, segment, r in best:
-        vector = (
-            column(vectors[segment], "embedding", np.float16, 2 * dims)
-            .reshape(-1, dims)[r]
-            .astype(np.float32)
-        )
-        hits.append(
-            (
-                float(vector @ query),
-                pq.read_table(root / vectors[segment], columns=["doc_id"])["doc_id"][r].as_py(),
+                    value[:, a:b] += self.weights["weights"][i, t] * signs[:, a:b]
+        return value
+
+    def nearest_lists(self, query):
+        heads = self.column(self.partition["heads"], "head", np.float32, 4 * self.dims)
+        nearest = np.argsort(((query - heads) ** 2).sum(axis=1))[: self.manifest["search"]["probes"]]
+        directory = pq.read_table(self.root / self.partition["directory"]["path"]).to_pylist()
+        return [row for row in directory if row["list_no"] in set(nearest.tolist())]
+
+    def candidates(self, query):
+        """(score, segment, row) of the best codes."""
+        query_map = self.weights.get("query_map", self.weights["rotation"])
+        rotated = (query - self.weights["mean"]) @ query_map
+        found = []
+        for place in self.nearest_lists(query):
+            segment, first = place["segment"], place["first_entry"]
+            ref, part = (
+                self.partition["segments"][segment]["lists"],
+                slice(first, first + place["num_entries"]),
             )
-        )
-    wanted = [name for _, name in sorted(hits, reverse=True)[:10]]
-    assert [hit.doc_id for hit in open_release(str(root)).search(query)[0]] == wanted
+            code = self.column(ref, "code", np.uint8, self.partition["codes"]["code_bytes"])[part]
+            factor, offset = (
+                self.column(ref, name, np.float16, 2)[part, 0].astype(np.float32)
+                for name in ("factor", "offset")
+            )
+            rows = self.column(ref, "row", np.int32, 4)[part, 0]
+            scores = self.values(code) @ rotated * factor + offset
+            found += [(s, segment, row) for s, row in zip(scores.tolist(), rows.tolist(), strict=True)]
+        return sorted(found, reverse=True)[: self.manifest["search"]["rerank"]]
+
+    def search(self, query, k):
+        hits = []
+        for _, segment, row in self.candidates(query):
+            path = self.root / self.partition["segments"][segment]["vectors"]["path"]
+            name = pq.read_table(path, columns=["doc_id"])["doc_id"][row].as_py()
+            hits.append((float(self.vectors(segment)[row] @ query), name))
+        return [name for _, name in sorted(hits, reverse=True)[:k]]
+
+
+def test_numpy_and_pread_alone_find_what_search_finds(built, tmp_path):
+    config, _ = built
+    shutil.copytree(config.root, tmp_path / "copy")
+    foreign = _Foreign(tmp_path / "copy")
+    query = foreign.vectors(0)[17]
+    query = query / np.linalg.norm(query)
+    assert [hit.doc_id for hit in open_release(str(foreign.root)).search(query)[0]] == foreign.search(
+        query, 10
+    )
 
 
 def test_a_root_can_be_copied_and_searched_elsewhere(built, tmp_path):
-    import shutil
-
     config, _ = built
     shutil.copytree(config.root, tmp_path / "copy")
     texts = _texts(rows_of(10))
@@ -682,6 +710,46 @@ def test_search_file_writes_ranked_results_for_queries_with_and_without_filters(
     assert all(hit["section"] == "a" and hit["year"] >= 2000 for hit in hits)
     assert found.filter(pl.col("query_id") == "none").is_empty()
     assert set(found["release"]) == {1}
+
+
+def _with_another_encoder(config):
+    other = config.encoders["words"].model_copy(update={"query_prompt": "find: "})
+    return config.model_copy(update={"encoders": {**config.encoders, "prompted": other}})
+
+
+def test_an_encoder_of_another_space_is_refused_where_a_release_is_opened(built):
+    config, _ = built
+    other = HashingEncoder(_with_another_encoder(config).encoders["prompted"], name="prompted")
+    with pytest.raises(IncompatibleModelsError, match=r"expected vectors of words .* found .* prompted "):
+        open_release(config.root, encoder=other)
+
+
+@pytest.mark.parametrize("content", ["text", "embedding"])
+def test_queries_of_an_encoder_of_another_space_are_refused_naming_both(built, tmp_path, content):
+    config, _ = built
+    asked = {"text": "river", "embedding": _vectors(config, ["river"])[0].tolist()}
+    pl.DataFrame([{"query_id": "q", content: asked[content]}]).write_parquet(tmp_path / "q.parquet")
+
+    def search(encoder):
+        return search_file(
+            _with_another_encoder(config),
+            queries=str(tmp_path / "q.parquet"),
+            out=str(tmp_path / "r.parquet"),
+            k=3,
+            exact=False,
+            rerank=None,
+            encoder=encoder,
+        )
+
+    assert search("words")["hits"] == 3
+    with pytest.raises(IncompatibleModelsError, match=r"expected vectors of words .* found .* prompted "):
+        search("prompted")
+
+
+def test_query_vectors_of_another_width_are_refused_naming_the_encoder(built):
+    config, _ = built
+    with pytest.raises(ValueError, match="64 dimensions, as words makes them, found 32"):
+        open_release(config.root).search(np.ones((1, 32), np.float32))
 
 
 def test_gc_after_many_changes_keeps_what_serves_and_frees_the_rest(tmp_path):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline import schemas, tables
 from pipeline.artifacts import FileRef
-from pipeline.errors import CorruptArtifactError, MissingFileError
+from pipeline.errors import CorruptArtifactError, IncompatibleModelsError, MissingFileError
 from pipeline.storage import LocalStore, Store, sha256_of_file
 from pipeline.tables import (
     RawFile,
@@ -297,6 +297,35 @@ def test_a_bucket_gives_the_columns_asked_for(store: LocalStore) -> None:
     table = _table(SCHEMAS["documents"], 10)
     ref = write_bucketed(store, "scratch", table, np.arange(10) % 2)
     assert read_bucket(store, ref.path, 1, ["text", "year"]).column_names == ["text", "year"]
+
+
+def test_a_bucket_says_what_made_it_and_not_which_buckets_its_file_has(store: LocalStore) -> None:
+    made = schemas.made_by("space", "binarizers/b")
+    table = _table(SCHEMAS["documents"], 10).replace_schema_metadata(made)
+    ref = write_bucketed(store, "scratch", table, np.arange(10) % 2)
+    assert read_bucket(store, ref.path, 1).schema.metadata == made
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (("elsewhere", "binarizers/b"), "expected vectors of space here, found vectors of space elsewhere"),
+        (("here", "binarizers/c"), "expected codes of binarizers/b, found codes of binarizers/c"),
+    ],
+)
+def test_a_file_made_by_another_is_not_opened_for_raw_reads(
+    store: LocalStore, other: tuple[str, str], problem: str
+) -> None:
+    schema = SCHEMAS["lists"].with_metadata(schemas.made_by(*other))
+    ref = write_table(store, "data", schema, [_table(SCHEMAS["lists"], 3)])
+    assert RawFile(store, ref, ["row"], schemas.made_by(*other)).rows == 3
+    with pytest.raises(IncompatibleModelsError, match=problem):
+        RawFile(store, ref, ["row"], schemas.made_by("here", "binarizers/b"))
+
+
+def test_a_file_that_does_not_say_what_made_it_is_opened(store: LocalStore) -> None:
+    ref = write_table(store, "data", SCHEMAS["lists"], [_table(SCHEMAS["lists"], 3)])
+    assert RawFile(store, ref, ["row"], schemas.made_by("here", "binarizers/b")).rows == 3
 
 
 def test_a_file_without_buckets_is_refused(store: LocalStore) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import EmbeddingConfig, NodeGroupConfig
+from pipeline.config import ClusterConfig, EmbeddingConfig, NodeGroupConfig
 from pipeline.errors import ConfigError
 from pipeline.execution.cluster import (
     NodeShape,
@@ -12,7 +12,7 @@ from pipeline.execution.cluster import (
     nodes_to_come,
     worker_environment,
 )
-from pipeline.execution.runner import encoder_actor_count
+from pipeline.execution.runner import encoder_actor_count, task_request
 
 SETTINGS = {"cpus": "ray.num_cpus", "gpus": "embedding.gpus_per_actor", "memory_mb": "ray.task_memory_mb"}
 
@@ -116,3 +116,27 @@ def test_variables_are_passed_by_name_and_by_pattern():
 def test_a_variable_that_is_not_set_is_refused_by_name():
     with pytest.raises(ConfigError, match=r"ray\.pass_env: AWS_PROFILE is not set"):
         worker_environment(["AWS_PROFILE"], {})
+
+
+CPU_NODE, GPU_NODE = NodeShape(8, 0, 9000, labels={"pool": "cpu"}), NodeShape(4, 1, 9000)
+FOR_TASKS = {"pool": "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes", "cpus", "share", "labels"),
+    [
+        (0.0, [CPU_NODE, GPU_NODE], 1, 0.0, FOR_TASKS),
+        (None, [CPU_NODE, GPU_NODE], 0, 1.0, {}),
+        (0.25, [CPU_NODE, GPU_NODE], 0, 0.25, {}),
+        (None, [CPU_NODE], 1, 0.0, FOR_TASKS),
+        (0.5, [CPU_NODE], 1, 0.0, FOR_TASKS),
+        (None, [CPU_NODE, NodeShape(4, 1, 1000)], 1, 0.0, FOR_TASKS),
+    ],
+)
+def test_a_task_that_can_use_a_gpu_goes_where_one_is_and_else_where_tasks_go(
+    gpus, nodes, cpus, share, labels
+):
+    request = task_request(ClusterConfig(task_labels=FOR_TASKS), gpus, nodes=nodes, memory_mb=1536)
+    assert (request.cpus, request.gpus, request.memory_mb) == (cpus, share, 1536)
+    assert request.labels == labels
+    check_request(request, nodes)

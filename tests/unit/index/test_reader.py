@@ -11,6 +11,7 @@ from pipeline.config import BinarizerConfig, LayoutConfig
 from pipeline.corpus.identity import bucket_of, vector_ids
 from pipeline.embedding.cache import open_cache
 from pipeline.embedding.stage import store_given
+from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
 from pipeline.filters import evaluate, parse_filter
 from pipeline.index.reader import IndexReader
 from pipeline.index.stage import (
@@ -21,6 +22,7 @@ from pipeline.index.stage import (
     finish_partition,
     grow_branches,
     learn_binarizer,
+    load_binarizer,
     place_bucket,
     sample_vectors,
     train_index,
@@ -43,62 +45,74 @@ def _corpus(rng):
     return vectors, names, years, tags
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    store = LocalStore(str(tmp_path_factory.mktemp("root")))
-    vectors, names, years, tags = _corpus(np.random.default_rng(5))
+def _hashes(vectors):
+    return np.array([list(hashlib.blake2b(v.tobytes(), digest_size=16).digest()) for v in vectors], np.uint8)
+
+
+def _table(vectors, names, years, tags):
     ids = vector_ids(names, np.arange(len(names)) % CHUNKS)
-    hashes = np.array(
-        [list(hashlib.blake2b(v.tobytes(), digest_size=16).digest()) for v in vectors], np.uint8
-    )
     table = pa.table(
         {
             "vector_id": pa.array([bytes(i) for i in ids], pa.binary(16)),
             "doc_id": names,
-            "text_hash": pa.array([bytes(h) for h in hashes], pa.binary(16)),
+            "text_hash": pa.array([bytes(h) for h in _hashes(vectors)], pa.binary(16)),
             "year": pa.array(years, pa.int64()),
             "tags": pa.array(tags, pa.list_(pa.string())),
             "embedding": vector_array(vectors),
         }
     )
     required = {"vector_id", "doc_id", "text_hash", "embedding"}
-    table = table.cast(pa.schema([f.with_nullable(f.name not in required) for f in table.schema]))
-    cache = open_cache(store, "given", dims=DIMS, rows=3 * 65_536)
-    texts = write_bucketed(store, "scratch/texts", table, bucket_of(hashes, cache.buckets))
+    return table.cast(pa.schema([f.with_nullable(f.name not in required) for f in table.schema]))
+
+
+def _source(store, table, vectors, space):
+    cache = open_cache(store, space, dims=DIMS, rows=3 * 65_536)
+    texts = write_bucketed(store, "scratch/texts", table, bucket_of(_hashes(vectors), cache.buckets))
     for bucket in range(cache.buckets):
         store_given(store, cache, bucket, [texts])
-    source = VectorSource((texts,), cache, ATTRIBUTES)
+    return VectorSource((texts,), cache, ATTRIBUTES)
+
+
+def _trained(store, source, n, *, method="auto", seed=1):
     layout = LayoutConfig(rows_per_list=30, segment_rows=800)
-    trunk = train_index(
-        store,
-        source,
-        num_vectors=len(names),
-        sample_rows=len(names),
-        layout=layout,
-        seed=1,
-    )
-    learned = learn_binarizer(store, source, sample_rows=len(names), config=BinarizerConfig(bytes=16), seed=1)
-    branches, seed = trunk.files["branches"], 1
+    trunk = train_index(store, source, num_vectors=n, sample_rows=n, layout=layout, seed=1)
+    config = BinarizerConfig(bytes=16, method=method)
+    learned = learn_binarizer(store, source, sample_rows=n, config=config, seed=seed)
+    branches = trunk.files["branches"]
     samples = [
-        cut_sample(store, source, b, branches, share=1.0).files["sample"] for b in range(cache.buckets)
+        cut_sample(store, source, b, branches, share=1.0).files["sample"] for b in range(source.cache.buckets)
     ]
-    groups = range(int(trunk.numbers["groups"]))
     grown = [
-        grow_branches(store, samples, g, branches, max_rows=10_000, seed=seed).files["heads"] for g in groups
+        grow_branches(store, samples, g, branches, max_rows=10_000, seed=1).files["heads"]
+        for g in range(int(trunk.numbers["groups"]))
     ]
-    trained = finish_layout(
-        store, trunk.files | learned.files, grown, num_vectors=len(names), segment_rows=layout.segment_rows
-    )
-    placed = [place_bucket(store, source, b, trained.files).files["placed"] for b in range(cache.buckets)]
-    segments = [
-        build_segment(store, placed, no, ATTRIBUTES) for no in range(int(trained.numbers["segments"]))
+    files = trunk.files | learned.files
+    return finish_layout(store, files, grown, num_vectors=n, segment_rows=layout.segment_rows)
+
+
+def _placed(store, source, trained):
+    return [
+        place_bucket(store, source, b, trained.files).files["placed"] for b in range(source.cache.buckets)
     ]
-    partition = finish_partition(store, segments, trained.files, space="given")
-    manifest = IndexManifest(
+
+
+def _manifest(store, source, trained):
+    placed, segments = _placed(store, source, trained), range(int(trained.numbers["segments"]))
+    built = [build_segment(store, placed, no, ATTRIBUTES) for no in segments]
+    partition = finish_partition(store, built, trained.files, space=source.cache.encoder)
+    return IndexManifest(
         index="i", corpus="c", plan="p", encoder={}, dims=DIMS, attributes=ATTRIBUTES, documents=(), document_buckets=1,
         num_documents=DOCUMENTS, partitions=(partition,), search=SearchDefaults(probes=20, rerank=100), statistics={},
     )  # fmt: skip
-    return store, source, manifest, table, vectors
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    store = LocalStore(str(tmp_path_factory.mktemp("root")))
+    vectors, *columns = _corpus(np.random.default_rng(5))
+    table = _table(vectors, *columns)
+    source = _source(store, table, vectors, "given")
+    return store, source, _manifest(store, source, _trained(store, source, len(vectors))), table, vectors
 
 
 def _plain(vectors, table, query, k, keep=None):
@@ -249,3 +263,103 @@ def test_the_two_ends_of_the_hash_order_are_disjoint_samples(built):
     assert not {v.tobytes() for v in first} & {v.tobytes() for v in last}
     everything, names = sample_vectors(store, source, 10**6)
     assert len(everything) == len(names) == table.num_rows
+
+
+# ------------------------------------------------------------------------------------------------ what made the files
+
+
+@pytest.fixture(scope="module")
+def others(built):
+    """The same rows by another binarizer, and in another space."""
+    store, source, _, table, vectors = built
+    trained = _trained(store, source, len(vectors), method="rotation")
+    elsewhere = _source(store, table, vectors, "elsewhere")
+    return {
+        "binarizer": _manifest(store, source, trained).partitions[0],
+        "space": _manifest(store, elsewhere, trained).partitions[0],
+    }
+
+
+def _with_segment(manifest, **files):
+    (partition,) = manifest.partitions
+    segments = (partition.segments[0].model_copy(update=files), *partition.segments[1:])
+    partition = partition.model_copy(update={"segments": segments})
+    return manifest.model_copy(update={"partitions": (partition,)})
+
+
+def _scan(store, manifest):
+    return IndexReader(store, manifest).search(_queries(3), probes=10_000)
+
+
+def test_every_file_says_what_made_it(built):
+    store, _, manifest, _, _ = built
+    (partition,) = manifest.partitions
+    in_space = {b"strata.space": b"given"}
+    of_codes = in_space | {b"strata.binarizer": partition.codes.binarizer.encode()}
+    for segment in partition.segments:
+        assert read_columns(store, segment.lists.path).schema.metadata == of_codes
+        assert read_columns(store, segment.vectors.path).schema.metadata == in_space
+    assert read_columns(store, partition.heads.path).schema.metadata == in_space
+
+
+def test_codes_of_another_binarizer_are_refused_naming_both(built, others):
+    store, _, manifest, _, _ = built
+    theirs = others["binarizer"]
+    mixed = _with_segment(manifest, lists=theirs.segments[0].lists)
+    with pytest.raises(IncompatibleModelsError) as caught:
+        _scan(store, mixed)
+    mine = manifest.partitions[0].codes.binarizer
+    assert theirs.segments[0].lists.path in caught.value.place
+    assert caught.value.problem == f"expected codes of {mine}, found codes of {theirs.codes.binarizer}"
+
+
+@pytest.mark.parametrize("role", ["lists", "vectors"])
+def test_a_segment_in_another_space_is_refused_naming_both(built, others, role):
+    store, _, manifest, _, _ = built
+    mixed = _with_segment(manifest, **{role: getattr(others["space"].segments[0], role)})
+    with pytest.raises(IncompatibleModelsError, match="space given, found vectors of space elsewhere"):
+        _scan(store, mixed)
+
+
+def test_heads_in_another_space_are_refused_when_the_index_is_opened(built, others):
+    store, _, manifest, _, _ = built
+    partition = manifest.partitions[0].model_copy(update={"heads": others["space"].heads})
+    with pytest.raises(IncompatibleModelsError, match="space given, found vectors of space elsewhere"):
+        IndexReader(store, manifest.model_copy(update={"partitions": (partition,)})).open()
+
+
+def test_placed_rows_of_two_binarizers_make_no_segment(built):
+    store, source, _, _, vectors = built
+    mine, theirs = (
+        _placed(store, source, _trained(store, source, len(vectors), method="rotation", seed=seed))
+        for seed in (1, 2)
+    )
+    with pytest.raises(
+        IncompatibleModelsError, match=r"expected codes of binarizers/\w+, found codes of binarizers/"
+    ):
+        build_segment(store, [mine[0], *theirs[1:]], 0, ATTRIBUTES)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "binarizer.json"])
+def test_a_folder_with_a_file_of_another_binarizer_is_refused_naming_both(built, others, tmp_path, name):
+    store, _, manifest, _, _ = built
+    mine, theirs = (p.codes for p in (manifest.partitions[0], others["binarizer"]))
+    copy = LocalStore(str(tmp_path))
+    for part, codes in {"weights.safetensors": mine, "binarizer.json": mine, name: theirs}.items():
+        copy.write(f"{mine.binarizer}/{part}", store.read(f"{codes.binarizer}/{part}"))
+    expected, found = (
+        next(
+            hashlib.sha256(store.read(ref.path)).hexdigest() for ref in codes.files if ref.path.endswith(name)
+        )
+        for codes in (mine, theirs)
+    )
+    with pytest.raises(CorruptArtifactError, match=name) as caught:
+        load_binarizer(copy, mine.binarizer, dims=DIMS)
+    assert expected[:32] in caught.value.problem
+    assert found[:32] in caught.value.problem
+
+
+def test_a_binarizer_of_wider_vectors_is_refused(built):
+    store, _, manifest, _, _ = built
+    with pytest.raises(IncompatibleModelsError, match="of 33 dimensions, found one of 32"):
+        load_binarizer(store, manifest.partitions[0].codes.binarizer, dims=33)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from safetensors.numpy import save
 
 from pipeline.artifacts import (
     AliasEntry,
@@ -24,6 +25,7 @@ from pipeline.artifacts import (
     Segment,
     StageOutput,
 )
+from pipeline.binarization import Binarizer, to_tensors
 from pipeline.release import publish, read_alias
 from pipeline.schemas import (
     DEAD_LETTERS,
@@ -32,6 +34,7 @@ from pipeline.schemas import (
     embeddings_schema,
     heads_schema,
     lists_schema,
+    made_by,
     vectors_schema,
 )
 from pipeline.storage import LocalStore, Log, Store, canonical_json
@@ -168,13 +171,19 @@ def _write_index(store: Store, seed: int) -> tuple[IndexManifest, FileRef]:
     directory = pa.table(
         [pa.array(np.asarray(c, dtype=np.int32)) for c in columns], schema=directory_schema()
     )
+    codes = write_binarizer(store, seed)
     partition = Partition(
         partition_id=0,
         space="enc",
-        codes=_write_binarizer(store, seed),
-        heads=_write(store, "heads", _heads(rng, len(LIST_SIZES))),
-        directory=_write(store, "directory", directory),
-        segments=(Segment(lists=_write(store, "lists", lists), vectors=_write(store, "vectors", vectors)),),
+        codes=codes,
+        heads=_write(store, "heads", _heads(rng, len(LIST_SIZES)), made_by("enc")),
+        directory=_write(store, "directory", directory, {}),
+        segments=(
+            Segment(
+                lists=_write(store, "lists", lists, made_by("enc", codes.binarizer)),
+                vectors=_write(store, "vectors", vectors, made_by("enc")),
+            ),
+        ),
         rows=n,
     )
     manifest = IndexManifest(
@@ -202,18 +211,22 @@ def write_manifest(store: Store, manifest: IndexManifest) -> FileRef:
     return FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def _write(store: Store, kind: str, table: pa.Table) -> FileRef:
-    return write_table(store, "partitions", table.schema, [table], suffix=f".{kind}.parquet")
-
-
-def _write_binarizer(store: Store, seed: int) -> CodesInfo:
-    data, folder = f"weights {seed}".encode(), f"binarizers/{seed}"
-    store.write(f"{folder}/weights.safetensors", data)
-    store.write(f"{folder}/binarizer.json", b"{}")
-    ref = FileRef(
-        path=f"{folder}/weights.safetensors",
-        rows=0,
-        bytes=len(data),
-        sha256=hashlib.sha256(data).hexdigest(),
+def _write(store: Store, kind: str, table: pa.Table, made: dict[bytes, bytes]) -> FileRef:
+    return write_table(
+        store, "partitions", table.schema.with_metadata(made), [table], suffix=f".{kind}.parquet"
     )
-    return CodesInfo(binarizer=folder, levels=(8,), code_bytes=CODE_BYTES, files=(ref,))
+
+
+def write_binarizer(store: Store, seed: int, dims: int = DIMS) -> CodesInfo:
+    """Store a binarizer without having fitted one."""
+    levels = (dims,) * (8 * CODE_BYTES // dims)
+    weights = np.random.default_rng(seed).random((1, len(levels)), np.float32)
+    binarizer = Binarizer(np.zeros(dims, np.float32), np.eye(dims, dtype=np.float32), levels, weights)
+    data = save(to_tensors(binarizer))
+    digest = hashlib.sha256(data).hexdigest()
+    card = canonical_json({"levels": list(levels), "weights": digest})
+    folder = f"binarizers/{hashlib.sha256(card).hexdigest()[:32]}"
+    store.write(f"{folder}/weights.safetensors", data)
+    store.write(f"{folder}/binarizer.json", card)
+    ref = FileRef(path=f"{folder}/weights.safetensors", rows=0, bytes=len(data), sha256=digest)
+    return CodesInfo(binarizer=folder, levels=levels, code_bytes=CODE_BYTES, files=(ref,))

@@ -5,8 +5,9 @@ import pytest
 from pipeline.artifacts import FileRef, IndexManifest, Partition
 from pipeline.errors import MissingFileError
 from pipeline.release import read_release, verify
+from pipeline.schemas import made_by
 from pipeline.tables import read_columns, write_table
-from tests.unit.release.conftest import Root, write_manifest
+from tests.unit.release.conftest import DIMS, Root, write_binarizer, write_manifest
 
 
 def test_a_whole_release_has_no_problems(root: Root) -> None:
@@ -113,6 +114,59 @@ def test_a_segment_number_beyond_the_segments_is_a_problem(local_root: Root) -> 
     assert any("names segments beyond the 1" in problem for problem in verify(local_root.store).problems)
 
 
+@pytest.mark.parametrize("part", ["heads", "lists", "vectors"])
+def test_a_file_in_another_space_is_a_problem_that_names_both(local_root: Root, part: str) -> None:
+    _publish_with(local_root, lambda p: _with_file(p, part, _made_by_others(local_root, p, part, "other")))
+    (problem,) = verify(local_root.store).problems
+    assert "expected vectors of space enc, found vectors of space other" in problem
+
+
+def test_codes_of_another_binarizer_are_a_problem_that_names_both(local_root: Root) -> None:
+    theirs = write_binarizer(local_root.store, seed=2).binarizer
+    _publish_with(
+        local_root,
+        lambda p: _with_file(p, "lists", _made_by_others(local_root, p, "lists", "enc", theirs)),
+    )
+    (problem,) = verify(local_root.store).problems
+    mine = local_root.index(1)[0].partitions[0].codes.binarizer
+    assert f"expected codes of {mine}, found codes of {theirs}" in problem
+
+
+def test_a_file_that_does_not_say_what_made_it_is_no_problem(local_root: Root) -> None:
+    _publish_with(local_root, lambda p: _with_file(p, "lists", _replaced(local_root, _file(p, "lists"))))
+    assert verify(local_root.store).problems == ()
+
+
+def test_weights_of_another_binarizer_are_a_problem(local_root: Root) -> None:
+    mine, theirs = local_root.index(1)[0].partitions[0].codes, write_binarizer(local_root.store, seed=2)
+    name = "weights.safetensors"
+    local_root.store.write(f"{mine.binarizer}/{name}", local_root.store.read(f"{theirs.binarizer}/{name}"))
+    _publish_with(local_root, lambda p: p.model_copy(update={"codes": mine.model_copy(update={"files": ()})}))
+    (problem,) = verify(local_root.store).problems
+    assert f"expected the binarizer's file of sha256 {mine.files[0].sha256}, found" in problem
+    assert theirs.files[0].sha256 in problem
+
+
+@pytest.mark.parametrize(
+    ("dims", "problem"),
+    [(4 * DIMS, "expected a binarizer of vectors of 8 dimensions, found one of 32"), (16, "one of 16")],
+)
+def test_a_binarizer_of_other_vectors_is_a_problem(local_root: Root, dims: int, problem: str) -> None:
+    theirs = write_binarizer(local_root.store, seed=2, dims=dims)
+    lists = lambda p: _made_by_others(local_root, p, "lists", "enc", theirs.binarizer)  # noqa: E731
+    _publish_with(local_root, lambda p: _with_file(p.model_copy(update={"codes": theirs}), "lists", lists(p)))
+    assert problem in verify(local_root.store).problems[0]
+
+
+def test_levels_of_the_manifest_are_held_against_the_binarizer(local_root: Root) -> None:
+    _publish_with(
+        local_root,
+        lambda p: p.model_copy(update={"codes": p.codes.model_copy(update={"levels": (16, 16)})}),
+    )
+    (problem,) = verify(local_root.store).problems
+    assert "expected codes of levels (16, 16), found (8, 8, 8, 8)" in problem
+
+
 def test_a_gap_in_the_alias_is_a_problem(local_root: Root) -> None:
     record = local_root.publish(1)
     local_root.publish(2)
@@ -129,19 +183,35 @@ def _publish_with(root: Root, change) -> None:
     root.publish(9)
 
 
-def _replaced(root: Root, ref: FileRef, column: str, values: list[int]) -> FileRef:
+def _replaced(root: Root, ref: FileRef, made: dict[bytes, bytes] | None = None, **columns) -> FileRef:
+    """The file again, made by somebody else or with other numbers in a column."""
     table = read_columns(root.store, ref.path)
-    place = table.schema.get_field_index(column)
-    array = pa.array(np.array(values, dtype=np.int32))
-    table = table.set_column(place, table.schema.field(column), array)
-    return write_table(root.store, "partitions", table.schema, [table])
+    for name, values in columns.items():
+        place = table.schema.get_field_index(name)
+        array = pa.array(np.array(values, dtype=np.int32))
+        table = table.set_column(place, table.schema.field(name), array)
+    return write_table(root.store, "partitions", table.schema.with_metadata(made), [table])
+
+
+def _made_by_others(root: Root, partition: Partition, part: str, *others: str) -> FileRef:
+    return _replaced(root, _file(partition, part), made_by(*others))
+
+
+def _file(partition: Partition, part: str) -> FileRef:
+    return getattr(partition if part == "heads" else partition.segments[0], part)
+
+
+def _with_file(partition: Partition, part: str, ref: FileRef) -> Partition:
+    if part == "heads":
+        return partition.model_copy(update={"heads": ref})
+    segment = partition.segments[0].model_copy(update={part: ref})
+    return partition.model_copy(update={"segments": (segment,)})
 
 
 def _with_rows(root: Root, partition: Partition, rows: list[int]) -> Partition:
-    segment = partition.segments[0]
-    lists = _replaced(root, segment.lists, "row", rows)
-    return partition.model_copy(update={"segments": (segment.model_copy(update={"lists": lists}),)})
+    return _with_file(partition, "lists", _replaced(root, _file(partition, "lists"), row=rows))
 
 
 def _with_directory(root: Root, partition: Partition, column: str, values: list[int]) -> Partition:
-    return partition.model_copy(update={"directory": _replaced(root, partition.directory, column, values)})
+    directory = _replaced(root, partition.directory, **{column: values})
+    return partition.model_copy(update={"directory": directory})

@@ -14,7 +14,7 @@ from pipeline.binarization.learning import Look, is_held_out, learn_binarizer, m
 from pipeline.binarization.scoring import rotate_queries, score
 from pipeline.config import BinarizerConfig
 
-__all__ = ["Choice", "HeldOut", "choose_binarizer"]
+__all__ = ["Choice", "HeldOut", "can_compare", "choose_binarizer", "hold_out"]
 
 FEWEST_ROWS = 2048
 FEWEST_QUERIES = 32
@@ -84,13 +84,12 @@ def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, se
     rotations, mining, distilling = np.random.SeedSequence(seed).spawn(3)
     rng = np.random.default_rng(rotations)
     for_queries = is_held_out(sample)
-    too_few = len(sample) < FEWEST_ROWS or not FEWEST_QUERIES <= for_queries.sum() < len(sample) / 2
-    if config.method == "rotation" or too_few:
+    if config.method == "rotation" or not can_compare(for_queries):
         return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     train, queries = sample[~for_queries], sample[for_queries][:HELD_OUT_QUERIES]
     rotation = fit_binarizer(train, config=config, rng=rng)
     learned, curve = _learned(rotation, train, queries[::2], mining, distilling)
-    judges = _held_out(queries[1::2], train[:HELD_OUT_BASE])
+    judges = hold_out(queries[1::2], train[:HELD_OUT_BASE])
     recall = {"rotation": judges.recall(rotation), "learned": judges.recall(learned)}
     takes_learned = config.method == "learned" or recall["learned"] > recall["rotation"]
     binarizer, method = (learned, "learned") if takes_learned else (rotation, "rotation")
@@ -109,11 +108,22 @@ def _learned(
 
     neighbours = mine_neighbours(train, np.random.default_rng(mining))
     start = learn_binarizer(rotation, neighbours.pairs(train))
-    stopping = _held_out(queries, train[:STOPPING_BASE])
+    stopping = hold_out(queries, train[:STOPPING_BASE])
     seed = int(distilling.generate_state(1)[0])
     return distil(start, train, neighbours, recall=stopping.recall, seed=seed)
 
 
-def _held_out(queries: NDArray[np.float32], base: NDArray[np.float32]) -> HeldOut:
+def can_compare(held_out: NDArray[np.bool_]) -> bool:
+    """Whether a sample is large enough to tell binarizers apart.
+
+    Args:
+        held_out: (n,) which vectors of the sample are queries.
+    """
+    queries = int(held_out.sum())
+    return len(held_out) >= FEWEST_ROWS and FEWEST_QUERIES <= queries < len(held_out) / 2
+
+
+def hold_out(queries: NDArray[np.float32], base: NDArray[np.float32]) -> HeldOut:
+    """Queries with the nearest vectors of a base, by float32."""
     _, exact = faiss.knn(queries, base, min(K, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
     return HeldOut(queries, base, exact)

@@ -64,7 +64,7 @@ class Road:
             "embedding": "embedding",
         }
         content["evaluation"] = {"sample_queries": 20}
-        content["binarizer"] |= {"max_drift": 0.04} | more.pop("binarizer", {})
+        content["binarizer"] |= {"method": "rotation", "max_drift": 0.04} | more.pop("binarizer", {})
         return configured(self.folder, content | more)
 
     def run(self, vectors, ledger=None, **more):
@@ -204,19 +204,25 @@ def test_rolling_back_goes_back_to_the_binarizer_of_that_release_and_stands(road
     assert (refresh["outcome"], refresh["since"]) == ("kept", 1)
 
 
-@pytest.mark.parametrize("other", [{"bytes": 8}, {"method": "rotation"}, {"bytes": None, "bits_per_dim": 4}])
+@pytest.mark.parametrize("other", [{"bytes": 8}, {"method": "auto"}, {"bytes": None, "bits_per_dim": 4}])
 def test_a_binarizer_of_another_kind_than_asked_for_is_not_measured(road, other):
     before = road.codes().binarizer
     assert road.run(FIRST, binarizer=other)["binarizer"]["refresh"] is None
     assert road.codes().binarizer != before
 
 
-def test_what_was_fitted_on_too_little_to_learn_from_is_not_kept(tmp_path):
-    road = Road(tmp_path)
-    assert road.run(FIRST[:1000])["binarizer"]["held_out_recall"] == {}
-    grown = road.run(FIRST)["binarizer"]
+def test_what_was_fitted_on_too_little_to_learn_from_is_not_kept_and_what_was_learned_then_is(tmp_path):
+    road, auto = Road(tmp_path), {"binarizer": {"method": "auto"}}
+    assert road.run(FIRST[:1000], **auto)["binarizer"]["held_out_recall"] == {}
+    grown = road.run(FIRST[:ROWS], **auto)["binarizer"]
     assert grown["refresh"] is None
-    assert grown["held_out_recall"]
+    before = road.rows()
+    kept = road.run(FIRST, **auto)["binarizer"]
+    assert (kept["refresh"]["outcome"], kept["refresh"]["since"]) == ("kept", 2)
+    assert kept["held_out_recall"] == grown["held_out_recall"]
+    assert grown["held_out_recall"].keys() == {"rotation", "learned"}
+    after = road.rows()
+    assert {name: after[name] for name in before} == before
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "binarizer.json"])

@@ -146,8 +146,10 @@ class Refresh(_Frozen):
     outcome: Literal["kept", "replaced"]
     drift: float
     """recall@10 by codes alone that its closed form lost against one fitted anew."""
+    error: float
+    """Standard error of the drift."""
     max_drift: float
-    """What it was allowed to lose."""
+    """What it was allowed to lose; it is replaced where the drift exceeds that by more than its error."""
     queries: int
     """Held-out queries that say so."""
     since: int

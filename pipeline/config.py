@@ -163,8 +163,9 @@ class BinarizerConfig(_Strict):
     bits_per_dim: int | None = Field(None, ge=1, le=8)
     """The same number of levels for every dimension."""
     max_drift: float | None = Field(0.01, ge=0, le=1)
-    """What the binarizer of the current release may lose on a changed corpus, in recall@10 by codes alone, and be kept: then
-    nothing is learned, and equal vectors keep their codes. null: a changed corpus always gets a binarizer of its own."""
+    """What the binarizer of the current release may lose on a changed corpus, in recall@10 by codes alone, beyond the error of
+    measuring, and be kept: then nothing is learned, and equal vectors keep their codes. null: a changed corpus always gets a
+    binarizer of its own."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:

@@ -149,6 +149,7 @@ def _refresh(stored: _Stored | None, output: StageOutput, config: BinarizerConfi
     return Refresh(
         outcome="kept" if output.files == stored.files else "replaced",
         drift=output.numbers["drift"],
+        error=output.numbers["error"],
         max_drift=config.max_drift,
         queries=int(output.numbers["queries"]),
         since=stored.since,

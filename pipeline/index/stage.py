@@ -179,7 +179,7 @@ def learn_binarizer(
         stored: Files of a binarizer of the kind that the configuration asks for.
 
     Returns:
-        Files `weights` and `binarizer`: the artifact; numbers `drift` and `queries` where a stored one was measured.
+        Files `weights` and `binarizer`: the artifact; numbers `drift`, `error` and `queries` where a stored one was measured.
     """
     sample, _ = sample_vectors(store, source, sample_rows)
     drift = None
@@ -194,7 +194,9 @@ def learn_binarizer(
 
 
 def _drift_numbers(drift: Drift | None) -> dict[str, int | float]:
-    return {} if drift is None else {"drift": round(drift.lost, 6), "queries": drift.queries}
+    if drift is None:
+        return {}
+    return {"drift": round(drift.lost, 6), "error": round(drift.error, 6), "queries": drift.queries}
 
 
 def train_index(

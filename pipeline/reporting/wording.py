@@ -31,7 +31,9 @@ def share(value: float | None) -> str:
 def refresh_text(refresh: Refresh) -> str:
     """What became of the binarizer of the release before, and why."""
     drift = f"{refresh.drift:+.4f}".replace("-", "\N{MINUS SIGN}")
-    measured = f"drift {drift} recall@10, allowed {share(refresh.max_drift)}"
+    measured = (
+        f"drift {drift} \N{PLUS-MINUS SIGN} {refresh.error:.4f} recall@10, allowed {share(refresh.max_drift)}"
+    )
     if refresh.outcome == "kept":
         return f"kept since release {refresh.since} ({measured})"
     return f"replaces that of release {refresh.since} ({measured})"

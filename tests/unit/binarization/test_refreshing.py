@@ -31,7 +31,7 @@ def test_nothing_drifts_on_the_sample_that_a_binarizer_was_made_from(stored):
     drift = measure_drift(stored, FIRST[:2400], config=CONFIG, seed=1)
     assert drift is not None
     # What is not learned is fitted on the held-out vectors, too.
-    assert abs(drift.lost) == pytest.approx(0, abs=0 if stored.learned is not None else 0.01)
+    assert abs(drift.lost) <= (0 if stored.learned is not None else 2 * drift.error)
     assert 0.5 < drift.stored < 1
 
 
@@ -59,11 +59,20 @@ def test_too_few_vectors_tell_nothing_and_nothing_stays(stored, sample):
 
 
 @pytest.mark.parametrize(
-    ("max_drift", "stays"), [(None, False), (0.0, False), (0.01, False), (0.02, True), (1.0, True)]
+    ("max_drift", "queries", "stays"),
+    [
+        (None, 10_000, False),
+        (0.0, 10_000, False),
+        (0.01, 10_000, False),
+        (0.0145, 10_000, True),
+        (0.02, 10_000, True),
+        (0.01, 64, True),
+        (0.0, 64, False),
+    ],
 )
-def test_a_binarizer_stays_while_it_loses_no_more_than_is_allowed(max_drift, stays):
+def test_a_binarizer_stays_unless_it_clearly_loses_more_than_is_allowed(max_drift, queries, stays):
     config = CONFIG.model_copy(update={"max_drift": max_drift})
-    assert may_stay(Drift(stored=0.80, fitted=0.815, queries=100), config) is stays
+    assert may_stay(Drift(stored=0.80, fitted=0.815, queries=queries), config) is stays
 
 
 def test_a_binarizer_that_finds_more_than_a_fresh_one_stays_whatever_is_allowed():

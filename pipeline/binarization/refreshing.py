@@ -20,8 +20,8 @@ __all__ = ["Drift", "may_stay", "measure_drift"]
 
 
 QUERY_DEVIATION = 0.1
-"""Standard deviation of what one query finds more by one of two equally good closed forms. Measured on package summaries, recall@10:
-.110 at 48 bytes, .084 at 96."""
+"""Standard deviation of what one query finds more by one of two equally good closed forms. Measured, recall@10 of package
+summaries: .110 at 48 bytes, .084 at 96."""
 
 
 @dataclass(frozen=True)

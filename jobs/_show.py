@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.artifacts import RunRecord
+from pipeline.artifacts import Refresh, RunRecord
 from pipeline.config import Config
+from pipeline.reporting.wording import refresh_text
 
 __all__ = ["run_line", "show_pairs", "show_redrive", "show_run", "show_runs", "show_status"]
 
@@ -59,7 +60,10 @@ def _figures(summary: Mapping[str, Any]) -> Table:
 
 def _binarizer_text(b: Mapping[str, Any]) -> str:
     tried = ", ".join(f"{method} {recall:.4f}" for method, recall in b["held_out_recall"].items())
-    return f"{b['method']}; recall@10 by codes alone, held-out queries: {tried}" if tried else b["method"]
+    parts = [b["method"], f"recall@10 by codes alone, held-out queries: {tried}" if tried else ""]
+    if b.get("refresh"):
+        parts.append(refresh_text(Refresh.model_validate(b["refresh"])))
+    return "; ".join(filter(None, parts))
 
 
 def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:

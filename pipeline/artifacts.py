@@ -18,9 +18,11 @@ __all__ = [
     "CodesInfo",
     "FileRef",
     "IndexManifest",
+    "Origin",
     "Partition",
     "Plan",
     "Receipt",
+    "Refresh",
     "ReleaseRecord",
     "RunRecord",
     "SearchDefaults",
@@ -138,6 +140,33 @@ class SearchDefaults(_Frozen):
     rerank: int
 
 
+class Refresh(_Frozen):
+    """What became of the binarizer of the release before, on a corpus that has changed since."""
+
+    outcome: Literal["kept", "replaced"]
+    drift: float
+    """recall@10 by codes alone that its closed form lost against one fitted anew."""
+    error: float
+    """Standard error of the drift."""
+    max_drift: float
+    """What it was allowed to lose; it is replaced where the drift exceeds that by more than its error."""
+    queries: int
+    """Held-out queries that say so."""
+    since: int
+    """Release that first had it."""
+
+
+class Origin(_Frozen):
+    """Why a release has its binarizer."""
+
+    asked: dict[str, object]
+    """Settings that say what kind of binarizer is wanted: method, size."""
+    sources: str
+    """Fingerprint of all that the choice was made from but for the earlier binarizer: sample, settings, library versions."""
+    refresh: Refresh | None = None
+    """None where there was no earlier binarizer of the kind that is asked for, or none may be kept."""
+
+
 class CodesInfo(_Frozen):
     """Shape of the codes."""
 
@@ -151,6 +180,8 @@ class CodesInfo(_Frozen):
     """How it was made: rotation or learned."""
     held_out_recall: dict[str, float] = {}
     """recall@10 by codes alone for held-out queries, by method that was tried."""
+    origin: Origin | None = None
+    """Why this binarizer; absent in manifests of before it was recorded."""
 
 
 class Segment(_Frozen):

@@ -167,6 +167,10 @@ class BinarizerConfig(_Strict):
     """The same number of levels for every dimension."""
     gpus: float | None = Field(None, gt=0)
     """Share of a GPU that learning takes; absent: one whole GPU where the cluster has any, beside `ray.task_memory_mb`."""
+    max_drift: float | None = Field(0.01, ge=0, le=1)
+    """What the binarizer of the current release may lose on a changed corpus, in recall@10 by codes alone, beyond the error of
+    measuring, and be kept: then nothing is learned, and equal vectors keep their codes. null: a changed corpus always gets a
+    binarizer of its own."""
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:

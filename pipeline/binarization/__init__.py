@@ -6,6 +6,7 @@ fitting.py   sample → binarizer, in closed form
 learning.py  binarizer and pairs of queries and documents → learned binarizer, in closed form
 distilling.py  its maps trained on the order of float inner products, by gradient descent
 choosing.py  both fitted, and the better one by queries held out from both
+refreshing.py  what a stored one loses on a corpus that has changed
 codec.py     vectors → codes, factors and offsets; codes → values
 scoring.py   queries and codes → estimated inner products, for codes that are read once
 scanning.py  queries and codes that stay in memory → the best rows of each query
@@ -18,6 +19,7 @@ from pipeline.binarization.choosing import Choice, choose_binarizer
 from pipeline.binarization.codec import Codes, binarize, decode, truncate_codes
 from pipeline.binarization.fitting import fit_binarizer
 from pipeline.binarization.levels import choose_levels
+from pipeline.binarization.refreshing import Drift, may_stay, measure_drift
 from pipeline.binarization.scanning import BestRows, CodeScanner
 from pipeline.binarization.scoring import Mode, rotate_queries, score
 
@@ -28,6 +30,7 @@ __all__ = [
     "Choice",
     "CodeScanner",
     "Codes",
+    "Drift",
     "Learned",
     "Mode",
     "binarize",
@@ -36,6 +39,8 @@ __all__ = [
     "decode",
     "fit_binarizer",
     "from_tensors",
+    "may_stay",
+    "measure_drift",
     "rotate_queries",
     "score",
     "to_tensors",

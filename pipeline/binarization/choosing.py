@@ -14,7 +14,7 @@ from pipeline.binarization.learning import Look, Neighbours, is_held_out, learn_
 from pipeline.binarization.scoring import rotate_queries, score
 from pipeline.config import BinarizerConfig
 
-__all__ = ["Choice", "HeldOut", "choose_binarizer"]
+__all__ = ["Choice", "HeldOut", "can_compare", "choose_binarizer", "hold_out"]
 
 FEWEST_ROWS = 2048
 FEWEST_QUERIES = 32
@@ -86,14 +86,14 @@ def choose_binarizer(sample: NDArray[np.float32], *, config: BinarizerConfig, se
     if config.method == "rotation" or len(sample) < FEWEST_ROWS:
         return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     for_queries = is_held_out(sample)
-    if not FEWEST_QUERIES <= for_queries.sum() < len(sample) / 2:
+    if not can_compare(for_queries):
         return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
     train, queries = sample[~for_queries], sample[for_queries][:HELD_OUT_QUERIES]
     rotation = fit_binarizer(train, config=config, rng=rng)
     neighbours = mine_neighbours(train, np.random.default_rng(mining))
-    stopping = _held_out(queries[::2], train[:STOPPING_BASE])
+    stopping = hold_out(queries[::2], train[:STOPPING_BASE])
     trained = _trained(rotation, train, neighbours, config, stopping, distilling)
-    judges = _held_out(queries[1::2], train[:HELD_OUT_BASE])
+    judges = hold_out(queries[1::2], train[:HELD_OUT_BASE])
     recall = {name: judges.recall(binarizer) for name, (binarizer, _) in trained.items()}
     # The last one is the one asked for; by default the one that finds more.
     method = max(recall, key=recall.__getitem__) if config.method == "auto" else list(trained)[-1]
@@ -128,6 +128,17 @@ def _trained(
     return trained
 
 
-def _held_out(queries: NDArray[np.float32], base: NDArray[np.float32]) -> HeldOut:
+def can_compare(held_out: NDArray[np.bool_]) -> bool:
+    """Whether a sample is large enough to tell binarizers apart.
+
+    Args:
+        held_out: (n,) which vectors of the sample are queries.
+    """
+    queries = int(held_out.sum())
+    return len(held_out) >= FEWEST_ROWS and FEWEST_QUERIES <= queries < len(held_out) / 2
+
+
+def hold_out(queries: NDArray[np.float32], base: NDArray[np.float32]) -> HeldOut:
+    """Queries with the nearest vectors of a base, by float32."""
     _, exact = faiss.knn(queries, base, min(K, len(base)), metric=faiss.METRIC_INNER_PRODUCT)
     return HeldOut(queries, base, exact)

@@ -9,6 +9,7 @@ from pipeline.artifacts import FileRef, IndexManifest, Plan, SearchDefaults, Sta
 from pipeline.config import Config
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.learning import BinarizerInForce, Parent, binarizer_in_force
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.stage import (
@@ -18,7 +19,6 @@ from pipeline.index.stage import (
     finish_layout,
     finish_partition,
     grow_branches,
-    learn_binarizer,
     place_bucket,
     train_index,
 )
@@ -30,11 +30,17 @@ __all__ = ["build_index", "index_sizes"]
 
 
 def build_index(
-    session: Session, plan: Plan, encoder: EncoderInForce, documents: DocumentFiles, source: VectorSource
+    session: Session,
+    plan: Plan,
+    encoder: EncoderInForce,
+    documents: DocumentFiles,
+    source: VectorSource,
+    parent: Parent | None,
 ) -> tuple[tuple[FileRef, ...], IndexManifest]:
     """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
     config = session.config
-    trained = _train(session, documents, source, encoder)
+    binarizer = binarizer_in_force(session, documents, source, encoder, parent)
+    trained = _train(session, documents, source, encoder, binarizer)
     inputs = {
         "texts": digest(documents.texts),
         "encoder": encoder.fingerprint,
@@ -52,7 +58,9 @@ def build_index(
     ]
     built = session.outputs("build", segments)
     with session.timed("build"):
-        partition = finish_partition(session.store, built, trained.files, space=encoder.fingerprint)
+        partition = finish_partition(
+            session.store, built, trained.files, space=encoder.fingerprint, origin=binarizer.origin
+        )
     manifest = IndexManifest(
         index="",
         corpus=config.corpus.identity,
@@ -73,13 +81,15 @@ def build_index(
 
 
 def _train(
-    session: Session, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+    session: Session,
+    documents: DocumentFiles,
+    source: VectorSource,
+    encoder: EncoderInForce,
+    binarizer: BinarizerInForce,
 ) -> StageOutput:
-    """Binarizer and heads: the first level in one task, the second level by groups of branches."""
+    """Heads: the first level in one task, the second level by groups of branches; and the binarizer beside them."""
     config = session.config
-    learn, train = _sample_tasks(config, documents, source, encoder)
-    learned = session.outputs("learn", [learn])[0]
-    trunk = session.outputs("train", [train])[0]
+    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
     branches = trunk.files["branches"]
     share = grown_rows(documents.vectors, config.layout) / documents.vectors
     inputs = {
@@ -111,7 +121,7 @@ def _train(
     with session.timed("train"):
         return finish_layout(
             session.store,
-            {**trunk.files, **learned.files},
+            {**trunk.files, **binarizer.files},
             grown,
             num_vectors=documents.vectors,
             segment_rows=config.layout.segment_rows,
@@ -138,22 +148,18 @@ def _of_buckets(
     ]
 
 
-def _sample_tasks(
+def _trunk_task(
     config: Config, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
-) -> tuple[Task, Task]:
-    """What is done on the first sample: the binarizer, and the first level of the heads' tree."""
-    common: dict[str, Any] = {
+) -> Task:
+    """The first level of the heads' tree, on the first sample."""
+    arguments: dict[str, Any] = {
         "sample_rows": sample_rows(documents.vectors, config.layout),
         "seed": config.seed,
+        "num_vectors": documents.vectors,
+        "layout": config.layout,
     }
     inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, "condemned": source.condemned}
-    learn = {**common, "config": config.binarizer}
-    gpus = 0.0 if config.binarizer.method == "rotation" else config.binarizer.gpus
-    train = {**common, "num_vectors": documents.vectors, "layout": config.layout}
-    return (
-        Task("learn", {**inputs, **learn}, partial(learn_binarizer, source=source, **learn), gpus=gpus),
-        Task("train", {**inputs, **train}, partial(train_index, source=source, **train)),
-    )
+    return Task("train", {**inputs, **arguments}, partial(train_index, source=source, **arguments))
 
 
 def _list_statistics(store: Store, directory: FileRef) -> dict[str, float]:
@@ -175,12 +181,14 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
     vectors = sum(s.vectors.bytes for p in manifest.partitions for s in p.segments)
     documents = max(manifest.num_documents, 1)
     codes = manifest.partitions[0].codes
+    refresh = codes.origin.refresh if codes.origin is not None else None
     return {
         "code_bytes": codes.code_bytes,
         "levels": list(codes.levels),
         "binarizer": {
             "method": codes.method,
             "held_out_recall": {name: round(share, 4) for name, share in codes.held_out_recall.items()},
+            "refresh": refresh.model_dump(mode="json") if refresh is not None else None,
         },
         "index_bytes_per_document": round(scanned / documents, 1),
         "vectors_bytes_per_document": round(vectors / documents, 1),

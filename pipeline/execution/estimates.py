@@ -74,7 +74,8 @@ class Estimate:
     memory_by_stage: dict[str, int]
     """Peak of one task of each stage, in MB; of `encode`, of one actor; of `driver`, of the process that starts the tasks."""
     seconds: float
-    """Of a first run."""
+    """Of a first run. Later ones encode new texts alone, and learn a binarizer only where the drift says so, which the
+    sample tells and the plan does not know: this bounds them."""
 
     def as_dict(self) -> dict[str, Any]:
         """For a summary."""

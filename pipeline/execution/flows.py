@@ -46,6 +46,7 @@ from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
 from pipeline.execution.estimates import Estimate, check_fits, estimate, expected_vectors
 from pipeline.execution.judgement import judge, read_questions
+from pipeline.execution.learning import Parent
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
 from pipeline.execution.metrics import Metrics
@@ -270,6 +271,7 @@ def _build_and_publish(
     session: Session, prepared: _Prepared, started_at: AliasEntry | None
 ) -> dict[str, Any]:
     current = read_release(session.store, started_at.release) if started_at is not None else None
+    parent = Parent(current.release, read_manifest(session.store, current)) if current is not None else None
     plan, encoder = prepared.plan, prepared.encoder
     cache = open_cache(
         session.store,
@@ -284,13 +286,13 @@ def _build_and_publish(
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-    placed, manifest = build_index(session, plan, encoder, documents, source)
+    placed, manifest = build_index(session, plan, encoder, documents, source, parent)
     manifest, measured = judge(session, encoder, questions, manifest, source, placed)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,
         "vectors": documents.vectors,
-        **_changes(session, manifest, current),
+        **_changes(session, manifest, parent),
         "encoded": embedded.encoded,
         "dead_letters": documents.num_dead_letters,
         "dead_letters_by_reason": count_reasons(session.store, documents.dead_letters),
@@ -325,13 +327,12 @@ def _without_condemned(
 # ------------------------------------------------------------------------------------------------ publishing
 
 
-def _changes(session: Session, manifest: IndexManifest, current: ReleaseRecord | None) -> dict[str, int]:
+def _changes(session: Session, manifest: IndexManifest, parent: Parent | None) -> dict[str, int]:
     """Documents added, changed and removed since the current release."""
-    if current is None:
+    if parent is None:
         return {"added": manifest.num_documents, "changed": 0, "removed": 0}
-    before = read_manifest(session.store, current)
     with session.timed("compare"):
-        changes = count_changes(_compared(session.store, before), _compared(session.store, manifest))
+        changes = count_changes(_compared(session.store, parent.manifest), _compared(session.store, manifest))
     return {"added": changes.added, "changed": changes.changed, "removed": changes.removed}
 
 
@@ -369,7 +370,7 @@ def _publish(
         raise QualityGateError(
             f"index {manifest.index}", problem, "the current release stays; change the index or the gates"
         )
-    if was_withdrawn(session.store, manifest.index):
+    if was_withdrawn(session.store, manifest.index, inputs=str(summary["inputs"])):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}
     session.lease.check()

@@ -18,8 +18,26 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from pipeline import clustering, postings
-from pipeline.artifacts import Attribute, CodesInfo, FileRef, Partition, Segment, StageOutput, arrow_schema
-from pipeline.binarization import Binarizer, Choice, choose_binarizer, from_tensors, to_tensors
+from pipeline.artifacts import (
+    Attribute,
+    CodesInfo,
+    FileRef,
+    Origin,
+    Partition,
+    Segment,
+    StageOutput,
+    arrow_schema,
+)
+from pipeline.binarization import (
+    Binarizer,
+    Choice,
+    Drift,
+    choose_binarizer,
+    from_tensors,
+    may_stay,
+    measure_drift,
+    to_tensors,
+)
 from pipeline.clustering import BranchedHeads
 from pipeline.config import BinarizerConfig, LayoutConfig
 from pipeline.embedding.cache import Cache, CachedBucket
@@ -142,16 +160,45 @@ def _slices(
 
 
 def learn_binarizer(
-    store: Store, source: VectorSource, *, sample_rows: int, config: BinarizerConfig, seed: int
+    store: Store,
+    source: VectorSource,
+    *,
+    sample_rows: int,
+    config: BinarizerConfig,
+    seed: int,
+    stored: Mapping[str, FileRef] | None = None,
 ) -> StageOutput:
-    """Fit the binarizer on a sample, or choose between two.
+    """Keep a stored binarizer that is still good enough for a sample; otherwise learn one.
+
+    What is learned depends on the sample alone, never on what was stored.
+
+    Args:
+        store: The root.
+        source: Live documents and their vectors.
+        sample_rows: Rows to look at.
+        config: Method, size, and what a stored binarizer may lose.
+        seed: Of every random choice.
+        stored: Files of a binarizer of the kind that the configuration asks for.
 
     Returns:
-        Files `weights` and `binarizer`: the artifact.
+        Files `weights` and `binarizer`: the artifact; numbers `drift`, `error` and `queries` where a stored one was measured.
     """
     sample, _ = sample_vectors(store, source, sample_rows)
+    drift = None
+    if stored is not None:
+        binarizer = load_binarizer(store, _folder_of(stored["binarizer"]), dims=source.cache.dims)
+        drift = measure_drift(binarizer, sample, config=config, seed=seed)
+        if may_stay(drift, config):
+            return StageOutput(files=dict(stored), numbers=_drift_numbers(drift))
     choice = choose_binarizer(sample, config=config, seed=seed)
-    return StageOutput(files=_write_binarizer(store, choice, rows=len(sample), seed=seed))
+    files = _write_binarizer(store, choice, rows=len(sample), seed=seed)
+    return StageOutput(files=files, numbers=_drift_numbers(drift))
+
+
+def _drift_numbers(drift: Drift | None) -> dict[str, int | float]:
+    if drift is None:
+        return {}
+    return {"drift": round(drift.lost, 6), "error": round(drift.error, 6), "queries": drift.queries}
 
 
 def train_index(
@@ -471,7 +518,12 @@ def _whole_lists(table: pa.Table, part: pa.Table) -> Iterator[pa.Table]:
 
 
 def finish_partition(
-    store: Store, built: Sequence[StageOutput], trained_files: dict[str, FileRef], *, space: str
+    store: Store,
+    built: Sequence[StageOutput],
+    trained_files: dict[str, FileRef],
+    *,
+    space: str,
+    origin: Origin | None = None,
 ) -> Partition:
     """Write directory and heads, and describe the partition.
 
@@ -480,6 +532,7 @@ def finish_partition(
         built: Outputs of `build_segment`, in segment order.
         trained_files: Files of `finish_layout`.
         space: Fingerprint of the encoder.
+        origin: Why this binarizer.
     """
     parts = pa.concat_tables([read_columns(store, output.files["directory_part"].path) for output in built])
     directory = parts.select(directory_schema().names)
@@ -494,6 +547,7 @@ def finish_partition(
             files=(trained_files["binarizer"], trained_files["weights"]),
             method=card["method"],
             held_out_recall=card["held_out_recall"],
+            origin=origin,
         ),
         heads=_write_heads(store, trained_files["layout"], parts, space),
         directory=write_table(

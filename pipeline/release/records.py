@@ -125,16 +125,30 @@ def _entry(store: Store, seq: int) -> AliasEntry:
     return parse_model(AliasEntry, log.read(seq), f"{store.uri}/{log.path(seq)}")
 
 
-def was_withdrawn(store: Store, index: str) -> bool:
-    """Whether the alias was rolled back from a release with this index, and has not named the index since."""
+def was_withdrawn(store: Store, index: str, *, inputs: str) -> bool:
+    """Whether the alias was rolled back from this index, or one made of the same, and has named neither since.
+
+    Args:
+        store: The root.
+        index: What is to be published.
+        inputs: What it was made from. The same can give another index: what is kept of an earlier release depends on which
+            one was current.
+    """
     history = read_history(store)
     if not history.withdrawn:
         return False
+    records = list_releases(store)
+    of_index = {record.release: record.index for record in records}
+    of_inputs = {record.release: str(record.summary.get("inputs", record.index)) for record in records}
+    return _withdrawn(history, of_index, index) or _withdrawn(history, of_inputs, inputs)
+
+
+def _withdrawn(history: History, names: dict[int, str], name: str) -> bool:
+    """Whether what a name stands for is withdrawn, where releases of one name count as one, under the number of the first."""
     first: dict[str, int] = {}
-    # Releases of one index count as one, under the number of the first.
-    same = {record.release: first.setdefault(record.index, record.release) for record in list_releases(store)}
+    same = {release: first.setdefault(names[release], release) for release in names}
     entries = [e.model_copy(update={"release": same[e.release]}) for e in history.entries]
-    return first.get(index) in History(tuple(entries)).withdrawn
+    return first.get(name) in History(tuple(entries)).withdrawn
 
 
 # ------------------------------------------------------------------------------------------------ releases

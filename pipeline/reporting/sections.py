@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import CodesInfo
+from pipeline.artifacts import CodesInfo, Refresh
 from pipeline.reporting.figures import Figures, ReleaseLine
 from pipeline.reporting.plots import Plot, draw
 from pipeline.reporting.wording import (
@@ -17,6 +17,7 @@ from pipeline.reporting.wording import (
     count,
     decimal,
     percent,
+    refresh_text,
     seconds_text,
     share,
 )
@@ -233,6 +234,9 @@ def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     )
     if codes.held_out_recall:
         tables.append(_binarizer_table(codes))
+    refresh = codes.origin.refresh if codes.origin is not None else None
+    if refresh is not None:
+        tables.append(_refresh_table(refresh))
     size, dims = codes.code_bytes, figures.manifest.dims
     intro = f"A code has {size} bytes for a vector of {dims} dimensions: most bits where vectors vary most."
     gone = "" if figures.list_rows is not None else "The directory of this release was collected by gc."
@@ -240,13 +244,20 @@ def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
 
 
 def _binarizer_table(codes: CodesInfo) -> Table:
-    """What each binarizer found for queries held out from its training."""
+    """What each binarizer found for queries held out from its training, in the corpus that it was learned for."""
     columns = (_text("binarizer"), Column("recall@10 by codes alone"), _text(""))
     rows = tuple(
         (method, share(recall), "in use" if method == codes.method else "")
         for method, recall in codes.held_out_recall.items()
     )
     return Table("Binarizers, on held-out queries", columns, rows)
+
+
+def _refresh_table(refresh: Refresh) -> Table:
+    """Why the binarizer of the release before was kept or not."""
+    columns = (_text("binarizer"), Column("held-out queries"))
+    rows = ((refresh_text(refresh), count(refresh.queries)),)
+    return Table("The binarizer of the release before, on this corpus", columns, rows)
 
 
 def _list_table(sizes: NDArray[np.int64]) -> Table:

@@ -1,6 +1,18 @@
 """Numbers → text. Pure."""
 
-__all__ = ["NOT_KNOWN", "bytes_text", "compact", "count", "decimal", "percent", "seconds_text", "share"]
+from pipeline.artifacts import Refresh
+
+__all__ = [
+    "NOT_KNOWN",
+    "bytes_text",
+    "compact",
+    "count",
+    "decimal",
+    "percent",
+    "refresh_text",
+    "seconds_text",
+    "share",
+]
 
 NOT_KNOWN = "\N{EN DASH}"
 THOUSAND, MILLION, BILLION = 1e3, 1e6, 1e9
@@ -14,6 +26,17 @@ def count(value: float | None) -> str:
 def share(value: float | None) -> str:
     """A measure between 0 and 1, as papers print it."""
     return NOT_KNOWN if value is None else f"{value:.4f}".replace("-", "\N{MINUS SIGN}")
+
+
+def refresh_text(refresh: Refresh) -> str:
+    """What became of the binarizer of the release before, and why."""
+    drift = f"{refresh.drift:+.4f}".replace("-", "\N{MINUS SIGN}")
+    measured = (
+        f"drift {drift} \N{PLUS-MINUS SIGN} {refresh.error:.4f} recall@10, allowed {share(refresh.max_drift)}"
+    )
+    if refresh.outcome == "kept":
+        return f"kept since release {refresh.since} ({measured})"
+    return f"replaces that of release {refresh.since} ({measured})"
 
 
 def percent(value: float | None) -> str:

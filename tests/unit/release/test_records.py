@@ -50,7 +50,7 @@ def test_a_root_that_holds_something_else_is_corrupt(root: Root) -> None:
 def test_nothing_published_is_an_answer(root: Root) -> None:
     assert read_alias(root.store) is None
     assert list_releases(root.store) == []
-    assert not was_withdrawn(root.store, "index1")
+    assert not was_withdrawn(root.store, "index1", inputs="index1")
     assert describe(root.store)["release"] is None
 
 
@@ -91,14 +91,14 @@ def test_files_are_there_sees_absent_and_short_files(root: Root, damage: str) ->
 def test_an_index_is_withdrawn_until_it_is_named_again(root: Root) -> None:
     for seed in (1, 2):
         root.publish(seed)
-    assert not was_withdrawn(root.store, "index2")
+    assert not was_withdrawn(root.store, "index2", inputs="index2")
     rollback(root.store)
-    assert was_withdrawn(root.store, "index2")
-    assert not was_withdrawn(root.store, "index1")
+    assert was_withdrawn(root.store, "index2", inputs="index2")
+    assert not was_withdrawn(root.store, "index1", inputs="index1")
     root.publish(2)
-    assert not was_withdrawn(root.store, "index2")
+    assert not was_withdrawn(root.store, "index2", inputs="index2")
     root.publish(3)
-    assert not was_withdrawn(root.store, "index2")
+    assert not was_withdrawn(root.store, "index2", inputs="index2")
 
 
 def test_a_plan_lives_until_it_is_done_and_again_when_it_is_written_again(

@@ -53,8 +53,6 @@ class Constants:
 
 
 CONSTANTS = Constants()
-AFTER_LEARNING = frozenset({"learn", "train", "cut", "grow", "place", "build", "exact"})
-"""Stages whose tasks may come to a worker that has learned, and keeps the library that it learned with."""
 MOST_LEARNED = 32_000
 """Sample rows beyond which learning takes no longer."""
 KMEANS_ITERATIONS = 12
@@ -103,7 +101,7 @@ def estimate(
     """
     torch_mb = 0 if config.binarizer.method == "rotation" else CONSTANTS.torch_mb
     memory = {
-        stage: round(CONSTANTS.worker_mb + (torch_mb if stage in AFTER_LEARNING else 0) + held / MB)
+        stage: round(CONSTANTS.worker_mb + (torch_mb if stage == "learn" else 0) + held / MB)
         for stage, held in _held_bytes(plan, config, dims, text_buckets).items()
     }
     if not plan.embedding_dims:

@@ -142,7 +142,7 @@ def _task(
     inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, "condemned": source.condemned}
     gpus = 0.0 if config.binarizer.method == "rotation" else config.binarizer.gpus
     call = partial(learn_binarizer, source=source, **arguments)
-    return Task("learn", {**inputs, **arguments}, call, gpus=gpus)
+    return Task("learn", {**inputs, **arguments}, call, gpus=gpus, ends_worker=gpus != 0)
 
 
 def _refresh(stored: _Stored | None, output: StageOutput, config: BinarizerConfig) -> Refresh | None:

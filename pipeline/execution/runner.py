@@ -200,15 +200,20 @@ class RayRunner(AbstractContextManager["RayRunner"]):
         }
         for request in requests.values():
             check_request(request, nodes)
-        remote = ray.remote(max_retries=self._config.max_retries, retry_exceptions=[TransientError])(
-            perform_attempt
-        )
-        remotes = {gpus: remote.options(**_reserved(request)) for gpus, request in requests.items()}
+        remotes = {
+            (gpus, ends): ray.remote(
+                **_reserved(requests[gpus]),
+                max_retries=self._config.max_retries,
+                retry_exceptions=[TransientError],
+                max_calls=int(ends),
+            )(perform_attempt)
+            for gpus, ends in {(task.gpus, task.ends_worker) for task in tasks}
+        }
         shared, run = _Shared(), bound_run()
 
         def submit(place: int) -> Any:
             task = tasks[place]
-            return remotes[task.gpus].remote(
+            return remotes[task.gpus, task.ends_worker].remote(
                 run, task.without_shared(), shared.of(task), self._store, THREADS_PER_TASK
             )
 

@@ -71,6 +71,7 @@ class Task:
         shared: Keyword arguments that many tasks have in common: one mapping for all of them, sent to a worker once.
         rescue: For a task that may kill its worker; absent: the run stops after `ray.max_retries` further deaths.
         gpus: Share of a GPU that it takes where the cluster has any: None: a whole one. The tasks of most stages take none.
+        ends_worker: Whether its process ends with it and gives back what it held: libraries that no other stage needs.
         remember: Whether to leave a receipt. Not where the output depends on more than the inputs, such as what is in a
             cache by now: nobody may reuse it. What such a task writes, `gc` must know to keep (release.collecting).
     """
@@ -81,6 +82,7 @@ class Task:
     shared: Mapping[str, Any] = field(default_factory=dict)
     rescue: Rescue | None = None
     gpus: float | None = 0.0
+    ends_worker: bool = False
     remember: bool = True
 
     @property

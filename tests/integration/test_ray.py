@@ -122,3 +122,19 @@ def test_work_that_was_done_is_not_done_again(cluster):
     tasks = _tasks("again")
     assert [done.reused for _, done in runner.run(tasks)] == [False] * 8
     assert [done.reused for _, done in runner.run(tasks)] == [True] * 8
+
+
+def _worker_of(_store):
+    return StageOutput(files={}, numbers={"n": os.getpid()})
+
+
+def _pids(runner, kind, *, ends_worker):
+    tasks = [Task(kind, {"n": n}, _worker_of, ends_worker=ends_worker) for n in range(4)]
+    return list(_numbers(runner.run(tasks)).values())
+
+
+def test_a_task_that_ends_its_worker_has_one_of_its_own(cluster):
+    runner, _ = cluster
+    alone = _pids(runner, "alone", ends_worker=True)
+    assert len(set(alone)) == 4
+    assert not set(alone) & set(_pids(runner, "after", ends_worker=False))

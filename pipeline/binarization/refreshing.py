@@ -1,7 +1,7 @@
 """Measure what a stored binarizer loses on a corpus that has changed since it was made, and choose.
 
 Like is held against like: the closed form that the stored one was made from against one fitted anew, by the same queries,
-on which neither was fitted. What is learned on top costs minutes, and makes up for some of the loss if anything.
+on which neither was fitted. What is learned on top costs minutes, and gains about the same on either.
 """
 
 import math

@@ -29,7 +29,7 @@ SEED = 0
 MOST_HIDDEN = 0.015
 """What learning anew may gain beyond the drift: both are measured on hundreds of queries."""
 MOST_FEARED = 0.03
-"""How far the drift may be beyond the gain: what is learned makes up for some of it, so runs replace sooner than they would need to."""
+"""How far the drift may be beyond the gain: then a run replaces sooner than it would need to."""
 
 pytestmark = [
     pytest.mark.shared,

@@ -26,8 +26,10 @@ CODE_BYTES = (48, 96)
 NUM_QUERIES = 2000
 SEED = 0
 """Of all runs on a root, as a rule."""
-MOST_APART = 0.015
-"""Between drift and gain: both are measured on hundreds of queries."""
+MOST_HIDDEN = 0.015
+"""What learning anew may gain beyond the drift: both are measured on hundreds of queries."""
+MOST_FEARED = 0.03
+"""How far the drift may be beyond the gain: then a run replaces sooner than it would need to."""
 
 pytestmark = [
     pytest.mark.shared,
@@ -122,7 +124,7 @@ def rows() -> Iterator[list[Row]]:
 
 def test_the_drift_is_about_what_learning_anew_gains(rows: list[Row]) -> None:
     for row in rows:
-        assert abs(row.drift - row.gain) <= MOST_APART, row
+        assert -MOST_HIDDEN <= row.drift - row.gain <= MOST_FEARED, row
 
 
 def test_more_of_the_same_keeps_the_binarizer_and_a_corpus_of_two_kinds_replaces_it(rows: list[Row]) -> None:

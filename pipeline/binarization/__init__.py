@@ -4,8 +4,12 @@ levels.py    how many sign levels each dimension gets: from the spectrum, or as 
 binarizer.py the transform: mean, rotation, levels, weights, what was learned; to and from named tensors
 fitting.py   sample → binarizer, in closed form
 learning.py  binarizer and pairs of queries and documents → learned binarizer, in closed form
-distilling.py  its maps trained on the order of float inner products, by gradient descent
-choosing.py  both fitted, and the better one by queries held out from both
+descending.py  gradient descent, stopped early by held-out recall
+distilling.py  the learned one's maps trained on the order of float inner products
+network.py   the recurrent network of BEBR, which chooses the signs: forward pass
+training.py  its training: rankings, and the contrast of codes
+compatible.py  a binarizer of a new encoder's vectors that gets on with stored codes of an old one
+choosing.py  those that are asked for, fitted, and the better one by queries held out from all
 refreshing.py  what a stored one loses on a corpus that has changed
 codec.py     vectors → codes, factors and offsets; codes → values
 scoring.py   queries and codes → estimated inner products, for codes that are read once

@@ -47,6 +47,8 @@ class Constants:
     """Tokens through a small encoder (22 million parameters) in bfloat16 on one core; scaled by `strata plan`."""
     learning_row_s: float = 2.5e-3
     """Learning a binarizer from a sample row of 384 dimensions, on one core."""
+    network_row_s: float = 15e-3
+    """Training the recurrent network on a sample row, its maps linear."""
     bytes_per_token: float = 4.2
     compression: float = 0.45
     """Of text, in our Parquet files."""
@@ -55,6 +57,8 @@ class Constants:
 CONSTANTS = Constants()
 MOST_LEARNED = 32_000
 """Sample rows beyond which learning takes no longer."""
+MOST_TRAINED = 16_000
+"""Sample rows beyond which training the network does not."""
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
 SKEW = 1.5
@@ -182,7 +186,7 @@ def _seconds(
     train = kmeans * (sample * branches + grown * lists / branches / cpus)
     products = 2.0 * vectors * dims * (near + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
     rows = plan.rows / CONSTANTS.rows_per_s / cpus
-    learn = 0.0 if config.binarizer.method == "rotation" else _learning_seconds(sample, dims)
+    learn = 0.0 if config.binarizer.method == "rotation" else _learning_seconds(sample, dims, config)
     tasks = (len(plan.shards) + plan.document_buckets + 4 * text_buckets) * CONSTANTS.task_s / cpus
     encode = 0.0
     if not plan.embedding_dims:
@@ -192,10 +196,16 @@ def _seconds(
     return CONSTANTS.start_s + learn + train + products + rows + tasks + encode
 
 
-def _learning_seconds(sample: int, dims: int) -> float:
+def _learning_seconds(sample: int, dims: int, config: Config) -> float:
     """On one core; a sample too small to learn from costs nothing, a large one no more than so many rows."""
-    rows = 0 if sample < FEWEST_ROWS else min(sample, MOST_LEARNED)
-    return CONSTANTS.learning_row_s * rows * (dims / 384) ** 2
+    if sample < FEWEST_ROWS:
+        return 0.0
+    seconds = CONSTANTS.learning_row_s * min(sample, MOST_LEARNED)
+    if config.binarizer.method == "recurrent":
+        # A perceptron's two layers beside each map of dims to about as many.
+        wider = 1 + 2 * config.binarizer.hidden_units / dims
+        seconds += CONSTANTS.network_row_s * wider * min(sample, MOST_TRAINED)
+    return seconds * (dims / 384) ** 2
 
 
 SHRINKING = {

@@ -47,6 +47,7 @@ SYMMETRIC_BASELINE = {48: 0.693, 96: 0.860, 192: 0.950}
 MAX_FIT_S = 600
 PAPER_SAVED = "BEBR, arXiv 2302.08714: 30-50 % of index costs"
 JUDGED = ("scifact", "cranfield")
+NDCG_SEEDS = range(5)
 
 pytestmark = [
     pytest.mark.shared,
@@ -59,12 +60,12 @@ Scores = NDArray[np.float32]
 Fit = Callable[[], Binarizer]
 
 
-def our_binarizers(sample: NDArray[np.float32], config: BinarizerConfig) -> dict[str, Fit]:
+def our_binarizers(sample: NDArray[np.float32], config: BinarizerConfig, seed: int = 0) -> dict[str, Fit]:
     """Our ways to make a binarizer of a size, by name."""
     learned = config.model_copy(update={"method": "learned"})
     return {
-        "rotation": lambda: fit_binarizer(sample, config=config, rng=np.random.default_rng(0)),
-        "learned": lambda: choose_binarizer(sample, config=learned, seed=0).binarizer,
+        "rotation": lambda: fit_binarizer(sample, config=config, rng=np.random.default_rng(seed)),
+        "learned": lambda: choose_binarizer(sample, config=learned, seed=seed).binarizer,
     }
 
 
@@ -288,28 +289,21 @@ def signs(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(vectors >= 0, np.float32(1), np.float32(-1))
 
 
-def fitted_codes(judged: Judged, config: BinarizerConfig) -> Iterator[tuple[str, Binarizer, Codes]]:
-    """Codes of the documents by each of our binarizers, fitted on the documents alone."""
-    for name, fit in our_binarizers(judged.documents, config).items():
-        binarizer = fit()
-        yield name, binarizer, binarize(binarizer, judged.documents)
-
-
 @pytest.fixture(scope="module")
 def ndcg(report: list[str]) -> dict[str, dict[str, float]]:
     """nDCG@10 by collection and by what ranks; also in the report."""
     report.append(
-        "\n| collection | ranked by | bytes | nDCG@10, float query | binary query |\n|---|---|---|---|---|"
+        "\n| collection | ranked by | bytes | nDCG@10, mean of seeds (least to most) |\n|---|---|---|---|"
     )
     found = {}
     for name in JUDGED:
         judged, values = read_judged(name), {}
         values["float32"] = judged.ndcg(judged.queries @ judged.documents.T)
-        report.append(f"| {name} | float32 | 1536 | {values['float32']:.3f} | |")
+        report.append(f"| {name} | float32 | 1536 | {values['float32']:.3f} |")
         document_signs = signs(judged.documents)
         values["signs"] = judged.ndcg(judged.queries @ document_signs.T)
         values["signs, binary"] = judged.ndcg(signs(judged.queries) @ document_signs.T)
-        report.append(f"| {name} | signs | 48 | {values['signs']:.3f} | {values['signs, binary']:.3f} |")
+        report += [f"| {name} | {key} | 48 | {values[key]:.3f} |" for key in ("signs", "signs, binary")]
         for config in (BinarizerConfig(bits_per_dim=1), *(BinarizerConfig(bytes=n) for n in CODE_BYTES[:2])):
             values |= ranked_by_codes(name, judged, config, report)
         found[name] = values
@@ -319,19 +313,36 @@ def ndcg(report: list[str]) -> dict[str, dict[str, float]]:
 def ranked_by_codes(
     collection: str, judged: Judged, config: BinarizerConfig, report: list[str]
 ) -> dict[str, float]:
+    """Means over seeds: the random rotation alone moves a collection of so few queries by .01."""
+    found: dict[str, list[dict[str, float]]] = {}
+    size = 0
+    for seed in NDCG_SEEDS:
+        for name, fit in our_binarizers(judged.documents, config, seed).items():
+            binarizer = fit()
+            codes = binarize(binarizer, judged.documents)
+            size = sum(part[0].nbytes for part in codes)
+            learned = name == "rotation" or binarizer.learned is not None
+            label = name if learned else f"{name}: too few documents, a rotation"
+            key = f"{label}, {'1 bit' if config.bits_per_dim else codes.code.shape[1]}"
+            found.setdefault(key, []).append(ndcg_by_codes(binarizer, judged, codes))
     values = {}
-    for name, binarizer, codes in fitted_codes(judged, config):
-        kind = f"{name} {list(binarizer.levels)}"
-        size = sum(part[0].nbytes for part in codes)
-        scores = score_float(binarizer, judged.queries, codes)
-        binary = judged.ndcg(score_binary(binarizer, judged.queries, codes))
-        again = judged.ndcg_of(reranked(top(scores, 100), judged.queries, judged.documents, 10))
-        code_bytes = codes.code.shape[1]
-        key = f"{name}, {'1 bit' if config.bits_per_dim else code_bytes}"
-        values |= {key: judged.ndcg(scores), f"{key}, binary": binary, f"{key}, re-ranked": again}
-        report.append(f"| {collection} | **{kind}** | {size} | {values[key]:.3f} | {binary:.3f} |")
-        report.append(f"| {collection} | {kind}, 100 re-ranked from float16 | {size} + 768 | {again:.3f} | |")
+    for key, rankings in found.items():
+        for ending in rankings[0]:
+            numbers = [ranking[ending] for ranking in rankings]
+            values[f"{key}{ending}"] = mean(numbers)
+            spread = f"{mean(numbers):.3f} ({min(numbers):.3f} to {max(numbers):.3f})"
+            report.append(f"| {collection} | {key}{ending} | {size} | {spread} |")
     return values
+
+
+def ndcg_by_codes(binarizer: Binarizer, judged: Judged, codes: Codes) -> dict[str, float]:
+    """By what is done: nothing, the query is a code, too, or the best 100 are ordered anew from float16 vectors."""
+    scores = score_float(binarizer, judged.queries, codes)
+    return {
+        "": judged.ndcg(scores),
+        ", binary": judged.ndcg(score_binary(binarizer, judged.queries, codes)),
+        ", re-ranked": judged.ndcg_of(reranked(top(scores, 100), judged.queries, judged.documents, 10)),
+    }
 
 
 def most_of(values: dict[str, float], *endings: str) -> float:
@@ -344,10 +355,8 @@ def test_codes_of_as_many_bits_as_dimensions_rank_better_than_plain_sign_bits(
     ndcg: dict[str, dict[str, float]], collection: str
 ) -> None:
     values = ndcg[collection]
-    # One bit for each dimension, or the same bytes laid out by the spectrum: a random rotation of the former moves SciFact's
-    # .612 to .626 with its seed, as it happens around the .621 of plain signs.
-    assert most_of(values, ", 1 bit", ", 48") > values["signs"]
-    assert most_of(values, ", 1 bit, binary", ", 48, binary") > values["signs, binary"]
+    assert most_of(values, ", 1 bit") > values["signs"]
+    assert most_of(values, ", 1 bit, binary") > values["signs, binary"]
 
 
 @pytest.mark.parametrize("collection", JUDGED)

@@ -67,7 +67,7 @@ def test_the_files_of_retired_releases_go_and_kept_ones_stay_whole(root: Root) -
     first = root.index(1)[0].partitions[0]
     gone = {*report.deleted}
     assert {first.heads.path, first.segments[0].lists.path, "indexes/index1/manifest.json"} <= gone
-    assert {"binarizers/1/binarizer.json", "binarizers/1/weights.safetensors"} <= gone
+    assert {f"{first.codes.binarizer}/{name}" for name in ("binarizer.json", "weights.safetensors")} <= gone
     assert verify(root.store).problems == ()
     assert verify(root.store, read_release(root.store, 2)).problems == ()
     assert read_release(root.store, 1).index == "index1"

@@ -177,7 +177,7 @@ class CodesInfo(_Frozen):
     files: tuple[FileRef, ...]
     """Files of the binarizer."""
     method: str = "rotation"
-    """How it was made: rotation or learned."""
+    """How it was made: rotation, learned or recurrent."""
     held_out_recall: dict[str, float] = {}
     """recall@10 by codes alone for held-out queries, by method that was tried."""
     origin: Origin | None = None

@@ -5,6 +5,7 @@ binarizer.py the transform: mean, rotation, levels, weights, what was learned; t
 fitting.py   sample → binarizer, in closed form
 learning.py  binarizer and pairs of queries and documents → learned binarizer, in closed form
 distilling.py  its maps trained on the order of float inner products, by gradient descent
+pooling.py   pairs that were given beside neighbours that were mined
 choosing.py  both fitted, and the better one by queries held out from both
 refreshing.py  what a stored one loses on a corpus that has changed
 codec.py     vectors → codes, factors and offsets; codes → values
@@ -18,6 +19,7 @@ from pipeline.binarization.binarizer import Binarizer, Block, Learned, from_tens
 from pipeline.binarization.choosing import Choice, choose_binarizer
 from pipeline.binarization.codec import Codes, binarize, decode, truncate_codes
 from pipeline.binarization.fitting import fit_binarizer
+from pipeline.binarization.learning import Pairs
 from pipeline.binarization.levels import choose_levels
 from pipeline.binarization.refreshing import Drift, may_stay, measure_drift
 from pipeline.binarization.scanning import BestRows, CodeScanner
@@ -33,6 +35,7 @@ __all__ = [
     "Drift",
     "Learned",
     "Mode",
+    "Pairs",
     "binarize",
     "choose_binarizer",
     "choose_levels",

@@ -154,12 +154,12 @@ class PairsConfig(_Strict):
     """Queries of people with documents that they want, for learning the binarizer: clicks, or judgments of relevance."""
 
     queries: str
-    """Parquet or JSONL of queries, as `evaluation.queries`; filters do not matter here. They must be other queries than those that
-    a release is reported on, or the report would be of what was learned by heart: reported ones that are found here, by
+    """Parquet or JSONL of queries, as `evaluation.queries`; filters do not matter here. They must be other queries than those
+    that a release is reported on, or the report would be of what was learned by heart: reported ones that are found here, by
     their vectors, are left out."""
     qrels: str
     """Which documents they want, as `evaluation.qrels`: each line with a score above 0 is a pair. Of clicks the score is their
-    weight, but all pairs count the same. At most `layout.max_train_rows` / 8 pairs are used, chosen by the hash of their names."""
+    weight, but all pairs count the same. At most `layout.max_train_rows` / 8 pairs are used, chosen by hash."""
 
 
 class BinarizerConfig(_Strict):

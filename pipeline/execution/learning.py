@@ -254,7 +254,7 @@ def _found_pairs(
         for b in range(source.cache.buckets)
     ]
     found = tuple(output.files["found"] for output in session.outputs("learn", tasks))
-    call = partial(gather_pairs, found=found, **files)
+    call = partial(gather_pairs, found=found, queries=asked_pairs.queries, wanted=asked_pairs.wanted)
     (output,) = session.outputs("learn", [Task("pairs", {**files, "found": found}, call)])
     pairs = output.files["pairs"]
     lost = asked_pairs.wanted.rows - pairs.rows

@@ -97,9 +97,8 @@ def choose_binarizer(
     for_queries = is_held_out(sample)
     if not can_compare(for_queries):
         return Choice(fit_binarizer(sample, config=config, rng=rng), "rotation")
-    train = sample[~for_queries]
-    rotation = fit_binarizer(train, config=config, rng=rng)
-    lesson = _lesson(train, sample[for_queries], pairs, np.random.default_rng(mining))
+    lesson = _lesson(sample, for_queries, pairs, np.random.default_rng(mining))
+    rotation = fit_binarizer(lesson.train, config=config, rng=rng)
     trained = _trained(rotation, lesson, config, distilling)
     recall = {name: lesson.judges.recall(binarizer) for name, (binarizer, _) in trained.items()}
     # The last one is the one asked for; by default the one that finds more.
@@ -128,23 +127,31 @@ class _Lesson:
 
 
 def _lesson(
-    train: NDArray[np.float32],
-    held_out: NDArray[np.float32],
+    sample: NDArray[np.float32],
+    held_out: NDArray[np.bool_],
     pairs: Pairs | None,
     rng: np.random.Generator,
 ) -> _Lesson:
-    pool, queries = mined_pool(train, rng), held_out[:0]
+    pool, queries = mined_pool(sample[~held_out], rng), sample[:0]
+    mined = len(pool.documents)
     if pairs is not None:
         pairs, queries = split_pairs(pairs, fewest=2 * FEWEST_QUERIES)
         pool = fill_pool(pool, pairs) if len(pairs.query_rows) else pool
     judged_on: Literal["vectors", "queries"] = "queries" if len(queries) else "vectors"
-    queries = (queries if len(queries) else held_out)[:HELD_OUT_QUERIES]
-    wanted = pool.documents[len(train) :]
-    stopping, judges = (
-        hold_out(half, np.concatenate([train[:rows], wanted]))
-        for half, rows in ((queries[::2], STOPPING_BASE), (queries[1::2], HELD_OUT_BASE))
-    )
-    return _Lesson(train, pool, stopping, judges, judged_on)
+    queries = (queries if len(queries) else sample[held_out])[:HELD_OUT_QUERIES]
+    stopping = hold_out(queries[::2], _base(pool, mined, STOPPING_BASE))
+    judges = hold_out(queries[1::2], _base(pool, mined, HELD_OUT_BASE))
+    # A view, and the sample without its queries is held once.
+    return _Lesson(pool.documents[:mined], pool, stopping, judges, judged_on)
+
+
+def _base(pool: Pool, mined: int, rows: int) -> NDArray[np.float32]:
+    """Rows of the sample with all documents of given pairs."""
+    if rows >= mined:
+        return pool.documents
+    if mined == len(pool.documents):
+        return pool.documents[:rows]
+    return np.concatenate([pool.documents[:rows], pool.documents[mined:]])
 
 
 def _trained(

@@ -104,7 +104,7 @@ def fill_pool(mined: Pool, pairs: Pairs) -> Pool:
     vectors = np.concatenate([documents, queries])
     return Pool(
         vectors,
-        documents,
+        vectors[: len(documents)],
         _mixed(mined.neighbours, given),
         _mixed_pairs(vectors, mined.pairs, given),
         len(asking),

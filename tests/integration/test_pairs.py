@@ -38,12 +38,13 @@ class Road:
     def store(self):
         return LocalStore(str(self.folder / "root"))
 
+    def question(self, document: int) -> str:
+        """Words of a document, and one of another kind."""
+        return " ".join([*self.rows[document]["text"].split()[:3], f"asked{document % 9}"])
+
     def ask(self, documents, *, name: str = "asked", qrels=None) -> dict[str, str]:
         """Queries q0, q1, ... made of words of documents, each of which wants its document unless `qrels` say otherwise."""
-        queries = [
-            {"_id": f"q{i}", "text": " ".join(self.rows[i]["text"].split()[:3] + [f"asked{i % 9}"])}
-            for i in documents
-        ]
+        queries = [{"_id": f"q{i}", "text": self.question(i)} for i in documents]
         write_jsonl(self.folder / f"{name}.jsonl", queries)
         qrels = qrels or [(f"q{i}", self.rows[i]["_id"], 1) for i in documents]
         lines = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, line)) for line in qrels)]
@@ -122,9 +123,8 @@ def test_each_query_stands_beside_the_vector_of_its_document(large) -> None:
     row_of = {vector.tobytes(): i for i, vector in enumerate(documents)}
     for i in (40, 500, 899):
         text = f"{large.rows[i]['title']} {large.rows[i]['text']}"
-        query = " ".join(large.rows[i]["text"].split()[:3] + [f"asked{i % 9}"])
-        vector = large.encode([text])[0]
-        assert np.array_equal(queries[row_of[vector.tobytes()]], large.encode([query])[0])
+        document, query = large.encode([text, large.question(i)])
+        assert np.array_equal(queries[row_of[document.tobytes()]], query)
 
 
 def test_queries_that_are_reported_on_are_left_out_and_lost_documents_counted(large) -> None:
@@ -133,8 +133,7 @@ def test_queries_that_are_reported_on_are_left_out_and_lost_documents_counted(la
     (found,) = [line for line in large.logs if line["event"] == "pairs_found"]
     assert (found["pairs"], found["without_document"]) == (860, 2)
     queries, _ = large.pairs()
-    reported = " ".join(large.rows[25]["text"].split()[:3] + ["asked7"])
-    assert large.encode([reported])[0].tobytes() not in {query.tobytes() for query in queries}
+    assert large.encode([large.question(25)])[0].tobytes() not in {query.tobytes() for query in queries}
 
 
 def test_a_rerun_finds_the_receipts_of_the_lookup_and_of_the_learning(large) -> None:
@@ -166,28 +165,6 @@ def test_other_files_ask_for_another_binarizer_and_other_content_lets_the_drift_
 @pytest.fixture
 def road(tmp_path):
     return Road(tmp_path, SMALL)
-
-
-def test_of_a_document_in_chunks_a_query_wants_the_nearest(road) -> None:
-    for row in road.rows:
-        row["text"] = " ".join([row["text"]] * 6)
-    road.rows[5]["text"] = " ".join(f"other{i}" for i in range(40)) + " cloud7 violin3 planet9"
-    write_parquet(road.folder / "corpus.parquet", road.rows)
-    asked = road.ask([5, 6])
-    write_jsonl(road.folder / "asked.jsonl", [{"_id": "q5", "text": "cloud7 violin3 planet9"}])
-    road.run(asked, corpus={"chunk": {"max_tokens": 16, "overlap_tokens": 2}})
-    (query,), (document,) = road.pairs()
-    segments = read_manifest(road.store, open_release(road.store.uri).record).partitions[0].segments
-    chunks = [
-        np.array(row["embedding"], np.float32)
-        for segment in segments
-        for row in pq.read_table(road.folder / "root" / segment.vectors.path).to_pylist()
-        if row["doc_id"] == road.rows[5]["_id"]
-    ]
-    assert len(chunks) > 2
-    products = sorted(float(query @ chunk) for chunk in chunks)
-    assert products[-1] > products[-2]
-    assert float(query @ document) == pytest.approx(products[-1], abs=2e-3)
 
 
 def test_ready_made_vectors_of_queries_are_learned_from(road) -> None:

@@ -73,9 +73,7 @@ def test_the_wanted_document_comes_first_and_none_comes_twice(train, mined) -> N
 
 def test_equal_queries_and_equal_documents_are_one_row_each(train, mined) -> None:
     one = pairs_of(clustered(5, seed=9))
-    many = Pairs(
-        np.tile(one.queries, (3, 1)), np.tile(one.documents, (3, 1)), np.arange(15), np.arange(15)
-    )
+    many = Pairs(np.tile(one.queries, (3, 1)), np.tile(one.documents, (3, 1)), np.arange(15), np.arange(15))
     pool = fill_pool(mined, many)
     assert len(pool.documents) == len(train) + 5
     assert len(pool.vectors) == len(pool.documents) + 5

@@ -180,6 +180,10 @@ class CodesInfo(_Frozen):
     """How it was made: rotation, learned or recurrent."""
     held_out_recall: dict[str, float] = {}
     """recall@10 by codes alone for held-out queries, by method that was tried."""
+    judged_on: str = "vectors"
+    """What those queries are: vectors of documents, or queries of given pairs."""
+    given_pairs: int = 0
+    """Pairs of queries and documents that were trained on, beside those mined among documents."""
     origin: Origin | None = None
     """Why this binarizer; absent in manifests of before it was recorded."""
 

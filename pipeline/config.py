@@ -150,6 +150,18 @@ class EmbeddingConfig(_Strict):
     """Memory of one actor: plan reckons with it, and the actor reserves it, so that a node runs no more than fit."""
 
 
+class PairsConfig(_Strict):
+    """Queries of people with documents that they want, for learning the binarizer: clicks, or judgments of relevance."""
+
+    queries: str
+    """Parquet or JSONL of queries, as `evaluation.queries`; filters do not matter here. They must be other queries than those
+    that a release is reported on, or the report would be of what was learned by heart: reported ones that are found here, by
+    their vectors, are left out."""
+    qrels: str
+    """Which documents they want, as `evaluation.qrels`: each line with a score above 0 is a pair. Of clicks the score is their
+    weight, but all pairs count the same. At most `layout.max_train_rows` / 8 pairs are used, chosen by hash."""
+
+
 class BinarizerConfig(_Strict):
     """How codes are made, and their size: at most one of bytes, levels, bits_per_dim (bytes: 96 if none)."""
 
@@ -171,6 +183,17 @@ class BinarizerConfig(_Strict):
     """What the binarizer of the current release may lose on a changed corpus, in recall@10 by codes alone, beyond the error of
     measuring, and be kept: then nothing is learned, and equal vectors keep their codes. null: a changed corpus always gets a
     binarizer of its own."""
+    pairs: PairsConfig | None = None
+    """What people want; absent: vectors of documents stand in for queries, and want their neighbours. Other files ask for
+    another binarizer; where only their content changed, the corpus counts as changed, and `max_drift` decides."""
+
+    @model_validator(mode="after")
+    def _pairs_are_learned_from(self) -> Self:
+        if self.pairs is not None and self.method == "rotation":
+            raise ValueError(
+                "pairs: method rotation learns nothing from them; leave them out, or use method auto"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_size(self) -> Self:
@@ -373,6 +396,16 @@ class Config(_Strict):
             raise ValueError(f"encoder: {self.encoder!r} is not among `encoders` (known: {known})")
         if self.encoder is None and self.corpus.embedding is None and len(self.encoders) != 1:
             raise ValueError("encoder: name the one of `encoders` that is in force")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_are_not_judged_on(self) -> Self:
+        pairs, judged = self.binarizer.pairs, self.evaluation
+        if pairs is not None and (pairs.queries, pairs.qrels) == (judged.queries, judged.qrels):
+            raise ValueError(
+                f"binarizer.pairs: {pairs.queries} and {pairs.qrels} are what evaluation reports on; "
+                "give other queries or other judgments, or the report would be of what was learned by heart"
+            )
         return self
 
     @property

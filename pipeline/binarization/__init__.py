@@ -4,6 +4,7 @@ levels.py    how many sign levels each dimension gets: from the spectrum, or as 
 binarizer.py the transform: mean, rotation, levels, weights, what was learned; to and from named tensors
 fitting.py   sample → binarizer, in closed form
 learning.py  binarizer and pairs of queries and documents → learned binarizer, in closed form
+pooling.py   pairs that were given beside neighbours that were mined
 descending.py  gradient descent, stopped early by held-out recall
 distilling.py  the learned one's maps trained on the order of float inner products
 network.py   the recurrent network of BEBR, which chooses the signs: forward pass
@@ -22,6 +23,7 @@ from pipeline.binarization.binarizer import Binarizer, Block, Learned, from_tens
 from pipeline.binarization.choosing import Choice, choose_binarizer
 from pipeline.binarization.codec import Codes, binarize, decode, truncate_codes
 from pipeline.binarization.fitting import fit_binarizer
+from pipeline.binarization.learning import Pairs
 from pipeline.binarization.levels import choose_levels
 from pipeline.binarization.refreshing import Drift, may_stay, measure_drift
 from pipeline.binarization.scanning import BestRows, CodeScanner
@@ -37,6 +39,7 @@ __all__ = [
     "Drift",
     "Learned",
     "Mode",
+    "Pairs",
     "binarize",
     "choose_binarizer",
     "choose_levels",

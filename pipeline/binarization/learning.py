@@ -21,7 +21,15 @@ from numpy.typing import NDArray
 from pipeline.binarization.binarizer import Binarizer, Learned
 from pipeline.binarization.codec import scale_costs
 
-__all__ = ["Look", "Neighbours", "Pairs", "is_held_out", "learn_binarizer", "mine_neighbours"]
+__all__ = [
+    "Look",
+    "Neighbours",
+    "Pairs",
+    "content_keys",
+    "is_held_out",
+    "learn_binarizer",
+    "mine_neighbours",
+]
 
 NEIGHBOURS = 50
 """Nearest vectors of a vector that are looked for."""
@@ -80,19 +88,24 @@ class Look:
     """Of held-out queries, by codes alone."""
 
 
-def is_held_out(vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+def is_held_out(vectors: NDArray[np.float32], *, one_in: int = HELD_OUT_ONE_IN) -> NDArray[np.bool_]:
     """(n,) whether a vector is for validation: by its content, so that equal ones are never on both sides."""
+    return content_keys(vectors) % one_in == 0
+
+
+def content_keys(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
+    """(n,) hashes: equal vectors have equal ones."""
     digests = (
         hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in np.ascontiguousarray(vectors)
     )
-    return np.frombuffer(b"".join(digests), dtype=">u8") % HELD_OUT_ONE_IN == 0
+    return np.frombuffer(b"".join(digests), dtype=">u8").astype(np.uint64)
 
 
 class Neighbours(NamedTuple):
     """Nearest rows of some rows of a sample."""
 
     rows: NDArray[np.int64]
-    """(a,) rising."""
+    """(a,) of mined ones rising; where queries of people were given, further rows are theirs."""
     nearest: NDArray[np.int64]
     """(a, k) rows with the largest inner products, largest first, without the row itself."""
 

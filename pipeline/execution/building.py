@@ -9,7 +9,7 @@ from pipeline.artifacts import FileRef, IndexManifest, Plan, SearchDefaults, Sta
 from pipeline.config import Config
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
-from pipeline.execution.learning import BinarizerInForce, Parent, binarizer_in_force
+from pipeline.execution.learning import AskedPairs, BinarizerInForce, Parent, binarizer_in_force
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.stage import (
@@ -36,10 +36,11 @@ def build_index(
     documents: DocumentFiles,
     source: VectorSource,
     parent: Parent | None,
+    asked: AskedPairs | None,
 ) -> tuple[tuple[FileRef, ...], IndexManifest]:
     """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
     config = session.config
-    binarizer = binarizer_in_force(session, documents, source, encoder, parent)
+    binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
     trained = _train(session, documents, source, encoder, binarizer)
     inputs = {
         "texts": digest(documents.texts),
@@ -188,6 +189,8 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
         "binarizer": {
             "method": codes.method,
             "held_out_recall": {name: round(share, 4) for name, share in codes.held_out_recall.items()},
+            "judged_on": codes.judged_on,
+            "given_pairs": codes.given_pairs,
             "refresh": refresh.model_dump(mode="json") if refresh is not None else None,
         },
         "index_bytes_per_document": round(scanned / documents, 1),

@@ -17,7 +17,7 @@ from pipeline.evaluation.judging import NEIGHBOURS, TUNING_QUERIES
 from pipeline.evaluation.stage import QUERY_BLOCK as EXACT_BLOCK
 from pipeline.index.reader import QUERY_BLOCK as SEARCH_BLOCK
 from pipeline.index.stage import SLICE_ROWS
-from pipeline.index.training import GROUP_ROWS, branch_count, grown_rows, sample_rows
+from pipeline.index.training import GROUP_ROWS, branch_count, grown_rows, most_pairs, sample_rows
 from pipeline.postings import list_count
 
 __all__ = ["Estimate", "check_fits", "estimate", "expected_vectors"]
@@ -145,10 +145,11 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     segment = min(vectors, layout.segment_rows)
     branch = SKEW * grown_rows(vectors, layout) / branch_count(lists, sample_rows(vectors, layout))
     queries = config.evaluation.sample_queries + TUNING_QUERIES
+    pairs = most_pairs(layout) if config.binarizer.pairs is not None else 0
     held = {
         "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
         "merge": 3.5 * plan.rows / plan.document_buckets * row,
-        "learn": 4 * sample_rows(vectors, layout) * vector,
+        "learn": 4 * (sample_rows(vectors, layout) + 2 * pairs) * vector,
         "train": 5 * sample_rows(vectors, layout) * vector,
         "cut": 3 * texts * (2 * dims + 100) + 3 * block,
         "grow": 2 * max(GROUP_ROWS, branch) * 2 * dims + 6 * min(branch, layout.max_train_rows) * vector,
@@ -158,8 +159,11 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
         "driver": 3 * lists * vector
         + 3 * min(queries, SEARCH_BLOCK) * lists * 4
         + len(plan.shards) * 2000
-        + queries * (3 * NEIGHBOURS * 150 + 2 * vector),
+        + queries * (3 * NEIGHBOURS * 150 + 2 * vector)
+        + 3 * pairs * (vector + 200),
     }
+    if pairs:
+        held |= {"wanted": 3 * texts * 150 + 3 * block + 3 * pairs * vector, "pairs": 6 * pairs * vector}
     if plan.embedding_dims:
         return held | {"given": 3.8 * texts * row}
     return held | {"units": 3 * texts * text}
@@ -211,6 +215,8 @@ def _learning_seconds(sample: int, dims: int, config: Config) -> float:
 SHRINKING = {
     "read": "lower corpus.shard_rows",
     "build": "lower layout.segment_rows",
+    "wanted": "lower layout.max_train_rows",
+    "pairs": "lower layout.max_train_rows",
     "learn": "lower layout.max_train_rows",
     "train": "lower layout.max_train_rows",
     "grow": "lower layout.max_train_rows",

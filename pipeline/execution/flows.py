@@ -46,7 +46,7 @@ from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
 from pipeline.execution.estimates import Estimate, check_fits, estimate, expected_vectors
 from pipeline.execution.judgement import judge, read_questions
-from pipeline.execution.learning import Parent
+from pipeline.execution.learning import Parent, read_pairs
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
 from pipeline.execution.metrics import Metrics
@@ -236,6 +236,8 @@ def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce, *, redrives
     Which texts are condemned is found by the work itself; it changes with the plan, the encoder and the redrives alone.
     """
     judged = [config.evaluation.queries, config.evaluation.qrels]
+    pairs = config.binarizer.pairs
+    judged += [pairs.queries, pairs.qrels] if pairs is not None else []
     contents = [_content_hash(uri, config) for uri in judged if uri is not None]
     settings = config.model_dump(
         mode="json", include={"corpus", "binarizer", "layout", "search", "evaluation", "gates", "seed"}
@@ -282,11 +284,12 @@ def _build_and_publish(
     )
     # Before anything is built: a query that cannot be encoded ends the run.
     questions = read_questions(session, encoder)
+    asked = read_pairs(session, encoder, questions)
     documents = read_documents(session, plan, encoder, cache)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-    placed, manifest = build_index(session, plan, encoder, documents, source, parent)
+    placed, manifest = build_index(session, plan, encoder, documents, source, parent, asked)
     manifest, measured = judge(session, encoder, questions, manifest, source, placed)
     summary: dict[str, Any] = {
         "index": manifest.index,

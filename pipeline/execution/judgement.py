@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline import postings
 from pipeline.artifacts import FileRef, IndexManifest, SearchDefaults
-from pipeline.errors import ConfigError, DataError
+from pipeline.errors import DataError
 from pipeline.evaluation.judging import (
     NEIGHBOURS,
     TUNING_QUERIES,
@@ -25,15 +25,14 @@ from pipeline.evaluation.judging import (
 from pipeline.evaluation.queries import Queries, read_qrels, read_queries
 from pipeline.evaluation.stage import (
     ExactNeighbours,
-    encode_query_texts,
     exact_bucket,
     measure_probes,
     measure_search,
     merge_exact,
     rank,
-    read_query_vectors,
     write_query_vectors,
 )
+from pipeline.execution.asking import query_vectors
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session
@@ -60,6 +59,11 @@ class Questions:
     """Of the reported ones."""
     recall_queries: tuple[str, ...]
     qrels: Mapping[str, Mapping[str, float]]
+
+    @property
+    def reported(self) -> NDArray[np.float32]:
+        """Vectors of the reported ones."""
+        return self.vectors[: len(self.query_ids)]
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,13 @@ def read_questions(session: Session, encoder: EncoderInForce) -> Questions | Non
     place = {query: i for i, query in enumerate(queries.query_ids)}
     reported = [query for query in queries.query_ids if query in wanted]
     return Questions(
-        vectors=_query_vectors(session, queries.subset([place[q] for q in [*reported, *spare]]), encoder),
+        vectors=query_vectors(
+            session,
+            "judge",
+            queries.subset([place[q] for q in [*reported, *spare]]),
+            encoder,
+            place=evaluation.queries,
+        ),
         query_ids=tuple(reported),
         recall_queries=tuple(recall),
         qrels={query: qrels[query] for query in judged},
@@ -243,7 +253,7 @@ def _judged_queries(session: Session, questions: Questions | None, source: Vecto
     if not is_spare:
         tuning, _ = sample_vectors(session.store, source, TUNING_QUERIES, from_end=True)
     return _Judged(
-        vectors=questions.vectors[:reported],
+        vectors=questions.reported,
         query_ids=questions.query_ids,
         own_documents=(None,) * reported,
         recall_queries=questions.recall_queries,
@@ -279,20 +289,6 @@ def _document_queries(session: Session, source: VectorSource) -> _Judged:
     vectors, names, tuning = vectors[:wanted], names[:wanted], vectors[-TUNING_QUERIES:]
     numbers = tuple(str(i) for i in range(len(names)))
     return _Judged(vectors, numbers, tuple(names), numbers, tuning, tuned_on_documents=True, qrels={})
-
-
-def _query_vectors(session: Session, queries: Queries, encoder: EncoderInForce) -> NDArray[np.float32]:
-    if queries.vectors is not None:
-        return queries.vectors / np.linalg.norm(queries.vectors, axis=1, keepdims=True)
-    place = str(session.config.evaluation.queries)
-    if encoder.spec is None:
-        problem = "has texts, and no encoder is configured"
-        raise ConfigError(place, problem, "give vectors, or configure an encoder")
-    inputs = {"texts": queries.texts, "encoder": encoder.query_fingerprint}
-    call = partial(encode_query_texts, texts=queries.texts or (), query_ids=queries.query_ids, place=place)
-    task = Task("queries", inputs, call)
-    output = session.outputs("judge", [task], encoder=encoder)[0]
-    return read_query_vectors(session.store, output.files["queries"])
 
 
 def _without_self(judged: _Judged, rankings: Sequence[Sequence[str]]) -> dict[str, list[str]]:

@@ -32,6 +32,7 @@ from pipeline.binarization import (
     Binarizer,
     Choice,
     Drift,
+    Pairs,
     choose_binarizer,
     from_tensors,
     may_stay,
@@ -62,6 +63,7 @@ from pipeline.tables import (
 )
 
 __all__ = [
+    "PAIR_COLUMNS",
     "VectorSource",
     "build_segment",
     "cut_sample",
@@ -76,6 +78,8 @@ __all__ = [
     "train_index",
 ]
 
+PAIR_COLUMNS = ("query", "document")
+"""Vectors of each given pair, where they are learned from."""
 SLICE_ROWS = 8192
 """Rows placed at once. Fixed: distances can change in the last bit with the size of a product."""
 
@@ -97,7 +101,12 @@ class VectorSource:
 
 
 def iterate_vectors(
-    store: Store, source: VectorSource, bucket: int, *, backwards: bool = False
+    store: Store,
+    source: VectorSource,
+    bucket: int,
+    *,
+    backwards: bool = False,
+    only: pa.Array | None = None,
 ) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
     """Rows of one bucket in slices, sorted by (text_hash, vector_id), with their vectors.
 
@@ -106,11 +115,12 @@ def iterate_vectors(
         source: Live documents and their vectors.
         bucket: Bucket of text hashes.
         backwards: Last slice first; the same slices, each in the same order.
+        only: doc_ids: of the slices only the rows of these documents, without attributes.
 
     Yields:
         (n) rows with vector_id, doc_id, text_hash and the attributes; (n, d) float32. n is at most SLICE_ROWS.
     """
-    columns = ["vector_id", "doc_id", "text_hash", *source.schema.names]
+    columns = ["vector_id", "doc_id", "text_hash", *(source.schema.names if only is None else [])]
     table = pa.concat_tables([read_bucket(store, ref.path, bucket, columns) for ref in source.texts])
     if bucket in source.condemned:
         table = drop_condemned(table, read_columns(store, source.condemned[bucket].path), by="text_hash")
@@ -120,6 +130,7 @@ def iterate_vectors(
     starts = range(0, table.num_rows, SLICE_ROWS)
     for start in reversed(starts) if backwards else starts:
         rows = table.slice(start, SLICE_ROWS)
+        rows = rows if only is None else rows.filter(pc.is_in(rows["doc_id"], only))
         distinct, places = np.unique(hash_keys(rows["text_hash"]), return_inverse=True)
         yield rows, cached.read(distinct)[places]
 
@@ -167,10 +178,11 @@ def learn_binarizer(
     config: BinarizerConfig,
     seed: int,
     stored: Mapping[str, FileRef] | None = None,
+    pairs: FileRef | None = None,
 ) -> StageOutput:
     """Keep a stored binarizer that is still good enough for a sample; otherwise learn one.
 
-    What is learned depends on the sample alone, never on what was stored.
+    What is learned depends on the sample and the pairs alone, never on what was stored.
 
     Args:
         store: The root.
@@ -179,6 +191,7 @@ def learn_binarizer(
         config: Method, size, and what a stored binarizer may lose.
         seed: Of every random choice.
         stored: Files of a binarizer of the kind that the configuration asks for.
+        pairs: File of `gather_pairs`.
 
     Returns:
         Files `weights` and `binarizer`: the artifact; numbers `drift`, `error` and `queries` where a stored one was measured.
@@ -190,9 +203,17 @@ def learn_binarizer(
         drift = measure_drift(binarizer, sample, config=config, seed=seed)
         if may_stay(drift, config):
             return StageOutput(files=dict(stored), numbers=_drift_numbers(drift))
-    choice = choose_binarizer(sample, config=config, seed=seed)
+    given = _read_pairs(store, pairs) if pairs is not None else None
+    choice = choose_binarizer(sample, config=config, seed=seed, pairs=given)
     files = _write_binarizer(store, choice, rows=len(sample), seed=seed)
     return StageOutput(files=files, numbers=_drift_numbers(drift))
+
+
+def _read_pairs(store: Store, ref: FileRef) -> Pairs:
+    table = read_columns(store, ref.path)
+    queries, documents = (to_matrix(table[name]).astype(np.float32) for name in PAIR_COLUMNS)
+    rows = np.arange(len(queries))
+    return Pairs(queries, documents, rows, rows)
 
 
 def _drift_numbers(drift: Drift | None) -> dict[str, int | float]:
@@ -363,6 +384,8 @@ def _write_binarizer(store: Store, choice: Choice, **trained_on: int) -> dict[st
             "weights": digest,
             "held_out_recall": dict(choice.recall),
             "held_out_queries": choice.held_out_queries,
+            "judged_on": choice.judged_on,
+            "given_pairs": choice.given_pairs,
             "curve": [asdict(look) for look in choice.curve],
             **trained_on,
         }
@@ -547,6 +570,9 @@ def finish_partition(
             files=(trained_files["binarizer"], trained_files["weights"]),
             method=card["method"],
             held_out_recall=card["held_out_recall"],
+            # Kept ones may be older than these.
+            judged_on=card.get("judged_on", "vectors"),
+            given_pairs=card.get("given_pairs", 0),
             origin=origin,
         ),
         heads=_write_heads(store, trained_files["layout"], parts, space),

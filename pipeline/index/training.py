@@ -20,6 +20,7 @@ __all__ = [
     "Trunk",
     "branch_count",
     "grown_rows",
+    "most_pairs",
     "sample_rows",
     "train_branch",
     "train_trunk",
@@ -58,6 +59,11 @@ class TrainedLayout:
 def sample_rows(num_vectors: int, layout: LayoutConfig) -> int:
     """Rows that the binarizer and the branches are trained on, in a corpus of `num_vectors`."""
     return min(num_vectors, layout.max_train_rows, max(grown_rows(num_vectors, layout), MIN_TRAIN_ROWS))
+
+
+def most_pairs(layout: LayoutConfig) -> int:
+    """Given pairs that the binarizer is learned from at most: with their queries and documents the sample grows by a quarter."""
+    return layout.max_train_rows // 8
 
 
 def grown_rows(num_vectors: int, layout: LayoutConfig) -> int:

@@ -43,8 +43,8 @@ PARTS = (
 )
 """Parts of a run that are timed, in order of time: a summary at rest has its keys sorted."""
 KINDS = (
-    "read", "merge", "units", "encode", "given", "condemned", "learn", "train", "cut", "grow", "place", "build", "queries",
-    "exact", "driver",
+    "read", "merge", "units", "encode", "given", "condemned", "queries", "wanted", "pairs", "learn", "train", "cut",
+    "grow", "place", "build", "exact", "driver",
 )  # fmt: skip
 """Tasks whose memory is measured, in order of time; the driver beside them."""
 

@@ -234,6 +234,7 @@ def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     )
     if codes.held_out_recall:
         tables.append(_binarizer_table(codes))
+        tables.append(_pairs_table(codes))
     refresh = codes.origin.refresh if codes.origin is not None else None
     if refresh is not None:
         tables.append(_refresh_table(refresh))
@@ -251,6 +252,16 @@ def _binarizer_table(codes: CodesInfo) -> Table:
         for method, recall in codes.held_out_recall.items()
     )
     return Table("Binarizers, on held-out queries", columns, rows)
+
+
+def _pairs_table(codes: CodesInfo) -> Table:
+    """What it was learned from, and whose queries were held out."""
+    mined = "neighbours mined among vectors" + (", and given pairs" if codes.given_pairs else "")
+    queries = "given queries" if codes.judged_on == "queries" else "vectors of documents"
+    columns = (_text("learned from"), Column("given pairs"), _text("held-out queries"))
+    return Table(
+        "What the binarizer was learned from", columns, ((mined, count(codes.given_pairs), queries),)
+    )
 
 
 def _refresh_table(refresh: Refresh) -> Table:

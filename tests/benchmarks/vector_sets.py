@@ -45,9 +45,14 @@ def package_summaries() -> VectorSet:
     return held_out("packages", np.load(PACKAGE_SUMMARIES).astype(np.float32))
 
 
+def cache_folder() -> Path:
+    """Where vectors are kept that are slow to make."""
+    return Path(os.environ.get(CACHE, Path(tempfile.gettempdir()) / "strata-benchmarks"))
+
+
 def glosses() -> VectorSet:
     """40,000 dictionary definitions, embedded by the product's own encoder when they are first asked for."""
-    folder = Path(os.environ.get(CACHE, Path(tempfile.gettempdir()) / "strata-benchmarks"))
+    folder = cache_folder()
     path = folder / f"wordnet.minilm.bfloat16.{NUM_QUERIES + NUM_GLOSSES}.npy"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

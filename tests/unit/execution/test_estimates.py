@@ -46,3 +46,17 @@ def test_what_does_not_fit_is_refused_naming_the_stage_and_the_settings():
     with pytest.raises(ConfigError, match=r"a task of stage \w+ needs about \d+ MB, allowed are 500 MB"):
         check_fits(_estimated(1_000_000, config), config)
     check_fits(_estimated(1_000_000, _config()), _config())
+
+
+def test_given_pairs_cost_memory_up_to_their_cap_and_fit_where_the_same_run_fits_without():
+    config = _config()
+    pairs = {"pairs": {"queries": "q.jsonl", "qrels": "q.tsv"}}
+    with_pairs = config.model_copy(
+        update={"binarizer": type(config.binarizer).model_validate(config.binarizer.model_dump() | pairs)}
+    )
+    plain, paired = (_estimated(1_000_000, c).memory_by_stage for c in (config, with_pairs))
+    assert paired.keys() - plain.keys() == {"wanted", "pairs"}
+    quarter_mb = config.layout.max_train_rows * 4 * DIMS / 2**20
+    assert paired["learn"] == pytest.approx(plain["learn"] + quarter_mb, abs=1)
+    check_fits(_estimated(1_000_000, with_pairs), with_pairs)
+    assert _estimated(64_000_000, with_pairs).memory_by_stage["learn"] == paired["learn"]

@@ -153,7 +153,7 @@ class Refresh(_Frozen):
     queries: int
     """Held-out queries that say so."""
     since: int
-    """Release that first had it."""
+    """Release that first had that binarizer."""
 
 
 class Origin(_Frozen):
@@ -162,7 +162,7 @@ class Origin(_Frozen):
     asked: dict[str, object]
     """Settings that say what kind of binarizer is wanted: method, size."""
     sources: str
-    """Fingerprint of all that the choice was made from but for the earlier binarizer: sample, settings, library versions."""
+    """Fingerprint of all that the choice was made from but for the earlier binarizer: documents, settings, library versions."""
     refresh: Refresh | None = None
     """None where there was no earlier binarizer of the kind that is asked for, or none may be kept."""
 

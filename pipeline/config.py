@@ -177,8 +177,8 @@ class BinarizerConfig(_Strict):
     """Dimensions of each residual level, not growing, multiples of 8: [256, 256, 128, 128]."""
     bits_per_dim: int | None = Field(None, ge=1, le=8)
     """The same number of levels for every dimension."""
-    gpus: float | None = Field(None, gt=0)
-    """Share of a GPU that learning takes; absent: one whole GPU where the cluster has any, beside `ray.task_memory_mb`."""
+    gpus: float | None = Field(None, ge=0)
+    """Share of a GPU for learning, 0 for none; absent: a whole one where the cluster has any, beside `ray.task_memory_mb`."""
     max_drift: float | None = Field(0.01, ge=0, le=1)
     """What the binarizer of the current release may lose on a changed corpus, in recall@10 by codes alone, beyond the error of
     measuring, and be kept: then nothing is learned, and equal vectors keep their codes. null: a changed corpus always gets a
@@ -193,6 +193,12 @@ class BinarizerConfig(_Strict):
             raise ValueError(
                 "pairs: method rotation learns nothing from them; leave them out, or use method auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _units_of_a_network(self) -> Self:
+        if self.hidden_units and self.method != "recurrent":
+            raise ValueError(f"hidden_units are the recurrent network's; found method {self.method}")
         return self
 
     @model_validator(mode="after")

@@ -134,7 +134,15 @@ def check_prefix(levels: tuple[int, ...], whole: tuple[int, ...]) -> None:
 
 
 def to_tensors(binarizer: Binarizer) -> dict[str, NDArray[np.float32]]:
-    """Arrays to store, by name; the levels are stored beside them."""
+    """Arrays to store, by name; the levels are stored beside them.
+
+    Raises:
+        ValueError: The binarizer is truncated: its codes are those of the whole one, which is what to store.
+    """
+    if binarizer.borders is not None:
+        raise ValueError(
+            "a truncated binarizer is not stored: store the whole one, and truncate what is read"
+        )
     tensors = {name: getattr(binarizer, name) for name in ("mean", "rotation", "weights")}
     if binarizer.learned is not None:
         tensors |= {field.name: getattr(binarizer.learned, field.name) for field in fields(Learned)}

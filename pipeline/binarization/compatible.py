@@ -62,7 +62,7 @@ def fit_compatible(
         rng: Of the rotations.
 
     Raises:
-        ValueError: The levels do not fit, or sample and codes are not of the same rows.
+        ValueError: The levels do not fit, sample and codes are not of the same rows, or all rows are alike.
     """
     _check(sample, old, old_codes, levels)
     mean = sample.mean(axis=0, dtype=np.float64)
@@ -81,6 +81,8 @@ def _check(sample: NDArray[np.float32], old: Binarizer, codes: Codes, levels: tu
             f"expected levels that end at the old codes' {old.levels[0]} dimensions, and within the vectors' "
             f"{sample.shape[1]}, found {levels}"
         )
+    if len(sample) == 0 or (sample == sample[0]).all() or (codes.code == codes.code[0]).all():
+        raise ValueError(f"expected vectors and codes that differ, found {len(sample)} alike")
     if len(codes.code) != len(sample):
         raise ValueError(f"expected codes of {len(sample)} vectors, found {len(codes.code)}")
 
@@ -101,11 +103,14 @@ def _completed(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(d, m_0) the turned columns and principal components of what they leave; (m_0,) variances."""
     m = turned.shape[1]
-    rest = (sample - (sample - mean) @ turned @ turned.T).astype(np.float32)
-    eigenvalues, components = principal_components(rest, mean)
+    others = np.linalg.qr(turned, mode="complete")[0][:, m:]
+    rest = ((sample - mean) @ others).astype(np.float32)
+    eigenvalues, components = principal_components(rest, np.zeros(rest.shape[1]))
     stops = sorted(stop for stop in set(levels) if stop > m)
-    starts = [m, *stops[:-1]]
-    added = [rotated(components[:, a - m : b - m], rng) for a, b in zip(starts, stops, strict=True)]
+    added = [
+        others @ rotated(components[:, start - m : stop - m], rng)
+        for start, stop in zip([m, *stops], stops, strict=False)
+    ]
     own = np.square((sample - mean) @ turned).mean(axis=0)
     return np.hstack([turned, *added]), np.concatenate([own, eigenvalues[: levels[0] - m]])
 
@@ -173,9 +178,15 @@ class _Compatible:
         scores = (
             batch.queries @ self._reader_map @ value.T * self._factor[batch.rows] + self._offset[batch.rows]
         )
-        prefix = self._own.maker(batch.queries)[:, : value.shape[1]]
-        against_old = contrast(prefix, value, batch.wanted, batch.known(batch.rows))
-        return self._own.loss_of(batch) + divergence(scores, batch.products) + CONTRAST_SHARE * against_old
+        query_values = self._own.maker(batch.queries)
+        against_old = contrast(
+            query_values[:, : value.shape[1]], value, batch.wanted, batch.known(batch.rows)
+        )
+        return (
+            self._own.loss_of(batch, query_values)
+            + divergence(scores, batch.products)
+            + CONTRAST_SHARE * against_old
+        )
 
     def after_step(self) -> None:
         """The queue of new codes moves on; old codes stay."""

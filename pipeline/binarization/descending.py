@@ -69,7 +69,7 @@ def descend(
         The best result seen, which may be the start; the curve, from step 0.
     """
     best, curve = start, [Look(0, None, recall(start))]
-    steps = min(max_steps, EPOCHS * queries // QUERIES_PER_STEP)
+    steps = min(max_steps, max(1, EPOCHS * queries // QUERIES_PER_STEP))
     with _one_thread():
         descent = _Descent(objective, queries, steps, seed)
         while descent.step < steps and _goes_on(curve):

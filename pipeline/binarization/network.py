@@ -74,8 +74,8 @@ class Network:
                 left = direction - _brought_to(
                     self.lengths[t], self.decoders[t - 1](value.astype(np.float64))
                 )
-            # Rounded, so that a value does not change with the batch that it is computed in.
-            positive = self.encoders[t](left).astype(np.float32) >= 0
+            # In float64 a sum that changes with the batch changes by 1e-16: signs of values that small are improbable.
+            positive = self.encoders[t](left) >= 0
             planes.append(np.packbits(positive, axis=1))
             value[:, : len(weight)] += np.where(positive, weight, -weight)
         return np.hstack(planes), value

@@ -1,7 +1,7 @@
 """Measure what a stored binarizer loses on a corpus that has changed since it was made, and choose.
 
-Like is held against like: the closed form that the stored one was made from against one fitted anew, by the same queries,
-on which neither was fitted. What is learned on top costs minutes, and gains about the same on either.
+Like is held against like: the closed form that the stored one was made from against one fitted anew, by the same queries, on
+which the new one was not fitted. What is learned on top costs minutes, and gains about the same on either.
 """
 
 import math
@@ -49,7 +49,7 @@ def measure_drift(
 ) -> Drift | None:
     """Hold a stored binarizer against one fitted anew.
 
-    On the sample that it was learned from, with the same seed, the drift is 0.
+    Of a learned one, on the sample that it was learned from, with the same seed, the drift is 0.
 
     Args:
         stored: Of the size that the configuration asks for.

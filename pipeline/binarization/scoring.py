@@ -87,7 +87,7 @@ def query_values(
     """What is multiplied with the values of codes.
 
     Symmetric: f·v of the value v of the query's own code, with f = |z|² / ⟨z, v⟩, or 0 where z is 0, so that products
-    with it estimate those with z, and offsets mean the same.
+    with it estimate those with z, and offsets mean the same. That code is greedy, where a network makes the documents', too.
 
     Args:
         binarizer: The transform of the codes.

@@ -27,7 +27,6 @@ LEARNING_RATE = 1e-4
 """Of the network, where straight-through gradients are rough."""
 MAP_LEARNING_RATE = 3e-4
 MAX_STEPS = 1000
-GRADIENT_NORM = 1.0
 LENGTH_ROWS = 4096
 """Vectors that the lengths of reconstructions are measured on."""
 LEAST_PRODUCT = 1e-3
@@ -242,17 +241,16 @@ class Recurrent:
 
     def loss(self, picked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Divergence of rankings, and a share of the contrast."""
-        return self.loss_of(self.batch(picked, generator))
+        batch = self.batch(picked, generator)
+        return self.loss_of(batch, self.maker(batch.queries))
 
-    def loss_of(self, batch: Batch) -> torch.Tensor:
-        """Of codes among each other."""
+    def loss_of(self, batch: Batch, query_values: torch.Tensor) -> torch.Tensor:
+        """Of codes among each other; (b, m_0) values of the queries' own."""
         value = self.maker(batch.x)
         scores = self.maps.scores(batch.queries, batch.x, value, self._factors(batch.x, value))
         ranking = divergence(scores + batch.along_mean, batch.products)
         pool, pool_rows = torch.cat([value, self._queue]), torch.cat([batch.rows, self._queued_rows])
-        return ranking + CONTRAST_SHARE * contrast(
-            self.maker(batch.queries), pool, batch.wanted, batch.known(pool_rows)
-        )
+        return ranking + CONTRAST_SHARE * contrast(query_values, pool, batch.wanted, batch.known(pool_rows))
 
     def batch(self, picked: torch.Tensor, generator: torch.Generator) -> Batch:
         """Neighbours of some queries: the wanted one of each, and others at random."""
@@ -303,7 +301,7 @@ def contrast(
         queries: (b, m) values of codes.
         documents: (n, m) values of codes.
         wanted: (b,) the document of each query.
-        known: (b, n) whether a document is near the query, and so nobody's negative.
+        known: (b, n) whether a document is near the query, and so none of its negatives.
 
     Returns:
         Nats, the sum of both directions' means.

@@ -187,6 +187,7 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
         "code_bytes": codes.code_bytes,
         "levels": list(codes.levels),
         "binarizer": {
+            "folder": codes.binarizer,
             "method": codes.method,
             "held_out_recall": {name: round(share, 4) for name, share in codes.held_out_recall.items()},
             "judged_on": codes.judged_on,

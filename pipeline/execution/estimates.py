@@ -6,12 +6,13 @@ whose summaries put the measured numbers beside these. A plan that does not fit 
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.artifacts import Plan
 from pipeline.binarization.choosing import FEWEST_ROWS
+from pipeline.binarization.levels import DEFAULT_CODE_BYTES, MAX_LEVELS
 from pipeline.clustering import SEARCHED_BRANCHES
-from pipeline.config import Config
+from pipeline.config import BinarizerConfig, Config
 from pipeline.errors import ConfigError
 from pipeline.evaluation.judging import NEIGHBOURS, TUNING_QUERIES
 from pipeline.evaluation.stage import QUERY_BLOCK as EXACT_BLOCK
@@ -59,6 +60,8 @@ MOST_LEARNED = 32_000
 """Sample rows beyond which learning takes no longer."""
 MOST_TRAINED = 16_000
 """Sample rows beyond which training the network does not."""
+STEP_ROWS = 2200
+"""Vectors whose codes one step of that training makes."""
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
 SKEW = 1.5
@@ -140,7 +143,8 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     row = text + (vector if plan.embedding_dims else 0)
     texts = vectors / text_buckets
     lists = list_count(vectors, layout.rows_per_list)
-    placed = 2 * dims + (config.binarizer.bytes or 96) + 100
+    code = _code_shape(config.binarizer, dims)
+    placed = 2 * dims + code.num_bytes + 100
     block = SLICE_ROWS * vector
     segment = min(vectors, layout.segment_rows)
     branch = SKEW * grown_rows(vectors, layout) / branch_count(lists, sample_rows(vectors, layout))
@@ -149,7 +153,8 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     held = {
         "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
         "merge": 3.5 * plan.rows / plan.document_buckets * row,
-        "learn": 4 * (sample_rows(vectors, layout) + 2 * pairs) * vector,
+        "learn": (2.5 * vector + 8 * code.width) * (sample_rows(vectors, layout) + 2 * pairs)
+        + _network_bytes(config.binarizer, dims, code),
         "train": 5 * sample_rows(vectors, layout) * vector,
         "cut": 3 * texts * (2 * dims + 100) + 3 * block,
         "grow": 2 * max(GROUP_ROWS, branch) * 2 * dims + 6 * min(branch, layout.max_train_rows) * vector,
@@ -169,9 +174,34 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     return held | {"units": 3 * texts * text}
 
 
+class _CodeShape(NamedTuple):
+    num_bytes: int
+    width: int
+    """Most dimensions that its first level can have."""
+    levels: int
+
+
+def _code_shape(config: BinarizerConfig, dims: int) -> _CodeShape:
+    if config.levels is not None:
+        return _CodeShape(sum(config.levels) // 8, config.levels[0], len(config.levels))
+    if config.bits_per_dim is not None:
+        return _CodeShape(dims // 8 * config.bits_per_dim, dims, config.bits_per_dim)
+    return _CodeShape(config.bytes or DEFAULT_CODE_BYTES, dims, MAX_LEVELS)
+
+
+def _network_bytes(config: BinarizerConfig, dims: int, code: _CodeShape) -> float:
+    """Parameters with gradients, Adam's moments and their average; values of one step that its gradient needs."""
+    if config.method != "recurrent":
+        return 0.0
+    blocks = 2 * code.levels - 1
+    parameters = blocks * (dims * code.width + config.hidden_units * (dims + code.width))
+    values = STEP_ROWS * blocks * (dims + 2 * code.width + 3 * config.hidden_units)
+    return 4.0 * (5 * parameters + values)
+
+
 def _bytes(plan: Plan, config: Config, dims: int) -> int:
     text = plan.text_bytes * CONSTANTS.compression + plan.rows * 60
-    code = config.binarizer.bytes or 96
+    code = _code_shape(config.binarizer, dims).num_bytes
     per_row = (4 * dims + 16) + 2 * (2 * dims + 40) + 2 * (code + 8)
     given = 2 * 4 * dims * plan.rows if plan.embedding_dims else 0
     units = 0 if plan.embedding_dims else plan.text_bytes * CONSTANTS.compression

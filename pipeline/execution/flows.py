@@ -245,6 +245,7 @@ def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce, *, redrives
     # Where the corpus lies does not matter, what it holds does: that is the plan's fingerprint.
     settings["corpus"].pop("uri")
     settings["evaluation"].pop("examples")
+    settings["binarizer"].pop("gpus")
     value = {
         "plan": plan.fingerprint,
         "encoder": [encoder.fingerprint, encoder.query_fingerprint],

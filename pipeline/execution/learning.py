@@ -23,6 +23,7 @@ from pipeline.execution.work import Task, digest
 from pipeline.index.pairs import find_wanted, gather_pairs, write_wanted
 from pipeline.index.stage import VectorSource, learn_binarizer
 from pipeline.index.training import most_pairs, sample_rows
+from pipeline.release.records import first_release_with
 from pipeline.storage import Store, is_whole
 
 __all__ = ["AskedPairs", "BinarizerInForce", "Parent", "binarizer_in_force", "read_pairs"]
@@ -58,18 +59,15 @@ class _Stored:
     files: dict[str, FileRef]
     space: str
     """Fingerprint of the encoder."""
-    since: int
-    """Release that first had it."""
+    release: int
+    """That has it, and was current when the run started."""
 
     @classmethod
     def of(cls, parent: Parent) -> "_Stored":
         partition = parent.manifest.partitions[0]
         codes = partition.codes
         files = {_role(ref): ref for ref in codes.files}
-        refresh = codes.origin.refresh if codes.origin is not None else None
-        kept = refresh is not None and refresh.outcome == "kept"
-        since = refresh.since if refresh is not None and kept else parent.release
-        return cls(codes, files, partition.space, since)
+        return cls(codes, files, partition.space, parent.release)
 
 
 def _role(ref: FileRef) -> str:
@@ -154,7 +152,7 @@ def binarizer_in_force(
     stored = _whole(session.store, parent)
     afresh = _task(session, documents, source, encoder, asked_pairs)
     if stored is not None and stored.codes.origin is not None and stored.codes.origin.sources == afresh.key:
-        _announce(stored.codes.origin)
+        structlog.get_logger().info("binarizer", outcome="unchanged")
         return BinarizerInForce(stored.files, stored.codes.origin)
     if stored is not None and not _is_candidate(stored, config, encoder, _rows(session, documents)):
         stored = None
@@ -162,7 +160,7 @@ def binarizer_in_force(
     if asked_pairs is not None:
         task = _with_pairs(task, _found_pairs(session, source, encoder, asked_pairs))
     (output,) = session.outputs("learn", [task])
-    origin = Origin(asked=asked(config), sources=afresh.key, refresh=_refresh(stored, output, config))
+    origin = Origin(asked=asked(config), sources=afresh.key, refresh=_refresh(session, stored, output))
     _announce(origin)
     return BinarizerInForce(output.files, origin)
 
@@ -214,7 +212,7 @@ def _task(
     arguments: dict[str, Any] = {
         "sample_rows": _rows(session, documents),
         "seed": config.seed,
-        "config": config.binarizer,
+        "config": config.binarizer.model_copy(update={"gpus": None}),
     }
     inputs: dict[str, Any] = {
         "texts": documents.texts,
@@ -270,16 +268,17 @@ def _no_document(config: PairsConfig | None, wanted: int) -> DataError:
     return DataError(qrels, problem, "make corpus-id agree with doc_id")
 
 
-def _refresh(stored: _Stored | None, output: StageOutput, config: BinarizerConfig) -> Refresh | None:
-    if stored is None or config.max_drift is None or "drift" not in output.numbers:
+def _refresh(session: Session, stored: _Stored | None, output: StageOutput) -> Refresh | None:
+    max_drift = session.config.binarizer.max_drift
+    if stored is None or max_drift is None or "drift" not in output.numbers:
         return None
     return Refresh(
         outcome="kept" if output.files == stored.files else "replaced",
         drift=output.numbers["drift"],
         error=output.numbers["error"],
-        max_drift=config.max_drift,
+        max_drift=max_drift,
         queries=int(output.numbers["queries"]),
-        since=stored.since,
+        since=first_release_with(session.store, stored.codes.binarizer, until=stored.release),
     )
 
 

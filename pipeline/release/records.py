@@ -38,6 +38,7 @@ __all__ = [
     "corpus_of_root",
     "describe",
     "files_are_there",
+    "first_release_with",
     "is_retired",
     "list_releases",
     "live_plans",
@@ -188,6 +189,21 @@ def read_release(store: Store, number: int) -> ReleaseRecord:
 def list_releases(store: Store) -> list[ReleaseRecord]:
     """All releases, oldest first, retired ones too."""
     return side_by_side(lambda number: read_release(store, number), range(1, release_log(store).newest() + 1))
+
+
+def first_release_with(store: Store, binarizer: str, *, until: int) -> int:
+    """The first release, up to a given one that has it, whose summary names a binarizer.
+
+    Args:
+        store: The root.
+        binarizer: Its folder.
+        until: A release that has it.
+    """
+    for record in list_releases(store):
+        said = record.summary.get("binarizer")
+        if record.release < until and isinstance(said, dict) and said.get("folder") == binarizer:
+            return record.release
+    return until
 
 
 def read_manifest(store: Store, record: ReleaseRecord) -> IndexManifest:

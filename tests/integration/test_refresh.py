@@ -170,6 +170,16 @@ def test_the_same_corpus_again_learns_nothing_and_changes_nothing(road, changed)
     assert (back["published"], back["index"]) == (True, index)
 
 
+def test_a_kept_binarizer_is_dated_from_the_release_that_first_had_it(road):
+    road.run(FIRST[:ROWS], search={"rerank": 50})
+    refresh = road.run(FIRST[: ROWS + 100])["binarizer"]["refresh"]
+    assert (refresh["outcome"], refresh["since"]) == ("kept", 1)
+
+
+def test_a_share_of_a_gpu_changes_no_release(road):
+    assert road.run(FIRST[:ROWS], binarizer={"gpus": 0.5})["skipped"] is True
+
+
 @pytest.mark.parametrize("changed", [FIRST[: ROWS - 50], SHIFTED[:-50]], ids=["kept", "replaced"])
 def test_a_run_that_goes_on_after_another_ended_early_finds_its_receipt(road, changed):
     early, late = Ledger(), Ledger()

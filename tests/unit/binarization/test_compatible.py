@@ -140,6 +140,25 @@ def test_levels_that_old_codes_are_no_prefix_of_are_refused(vectors, old, levels
         fit_compatible(vectors[1][:1200], *old, levels=levels, rng=np.random.default_rng(2))
 
 
+@pytest.mark.parametrize("rank", [26, 48])
+def test_what_completes_the_old_dimensions_is_orthogonal_to_them_in_few_directions_too(
+    old, vectors, rank
+) -> None:
+    rng = np.random.default_rng(5)
+    flat = (vectors[1][:1200] @ rng.standard_normal((48, rank)) @ rng.standard_normal((rank, 48))).astype(
+        np.float32
+    )
+    head = fit_compatible(flat, *old, levels=LEVELS, rng=np.random.default_rng(2))
+    rotation = head.binarizer.rotation
+    np.testing.assert_allclose(rotation.T @ rotation, np.eye(40), atol=1e-5)
+
+
+def test_vectors_that_are_all_alike_are_refused(vectors, old) -> None:
+    alike = np.repeat(vectors[1][:1], 1200, axis=0)
+    with pytest.raises(ValueError, match="expected vectors and codes that differ"):
+        fit_compatible(alike, *old, levels=LEVELS, rng=np.random.default_rng(2))
+
+
 def test_codes_of_other_rows_are_refused(vectors, old) -> None:
     with pytest.raises(ValueError, match="expected codes of 1100 vectors, found 1200"):
         fit_compatible(vectors[1][:1100], *old, levels=LEVELS, rng=np.random.default_rng(2))

@@ -66,19 +66,25 @@ def test_a_network_starts_with_the_signs_of_the_rotation(sample, neighbours, hid
     assert error.mean() < 1.05 * plain_error.mean()
 
 
-def test_numpy_makes_the_codes_that_were_trained(recurrent, sample) -> None:
-    binarizer, _ = recurrent
-    maker = CodeMaker(binarizer)
-    # Folded into the first layer, the normalization itself is the identity.
+def test_numpy_makes_the_codes_that_were_trained(sample, neighbours) -> None:
+    start = started(sample, neighbours, hidden=24)
+    maker = CodeMaker(start)
+    centred = torch.from_numpy(sample - start.mean)
+    # Statistics of the normalization, and last layers, far from where they start.
     for block in (*maker.encoders, *maker.decoders):
-        block.normalization.eps = 0
+        torch.nn.init.normal_(block.outer, std=0.1)
+        torch.nn.init.uniform_(block.normalization.weight, 0.5, 2)
+        torch.nn.init.uniform_(block.normalization.bias, -0.5, 0.5)
+    for _ in range(3):
+        maker(2 * centred + 0.1)
     maker.eval()
-    centred = sample - binarizer.mean
     with torch.no_grad():
-        expected = maker(torch.from_numpy(centred)).numpy()
-    _, value = binarizer.network.signs(centred.astype(np.float64), binarizer.level_weights)
-    assert (np.abs(value - expected) > 1e-5).mean() < 1e-4
-    assert any(np.abs(block.outer).max() > 1e-4 for block in binarizer.network.encoders)
+        expected = maker(centred).numpy()
+    network = maker.network()
+    _, value = network.signs(centred.numpy().astype(np.float64), start.level_weights)
+    assert (np.abs(value - expected) > 1e-5).mean() < 1e-3
+    _, untouched = start.network.signs(centred.numpy().astype(np.float64), start.level_weights)
+    assert (np.abs(value - untouched) > 1e-5).mean() > 0.05
 
 
 def test_training_lowers_the_loss_and_moves_codes(recurrent, sample, neighbours) -> None:
@@ -179,3 +185,9 @@ def test_a_step_size_is_not_looked_for_where_a_network_makes_the_signs(sample, n
     assert start.learned.scales.tolist() == [1]
     stretched = replace(start, learned=replace(start.learned, scales=np.array([0.5, 2], np.float32)))
     assert np.array_equal(binarize(start, sample).code, binarize(stretched, sample).code)
+
+
+def test_few_queries_are_trained_on_for_a_step(sample) -> None:
+    few = mine_neighbours(sample[:12], np.random.default_rng(1))
+    _, curve = trained(started(sample[:12], few, hidden=0), sample[:12], few)
+    assert [look.step for look in curve] == [0, 1]

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.binarization import binarize, decode, fit_binarizer, rotate_queries, score, truncate_codes
+from pipeline.binarization import (
+    binarize,
+    decode,
+    fit_binarizer,
+    rotate_queries,
+    score,
+    to_tensors,
+    truncate_codes,
+)
 from pipeline.binarization.learning import learn_binarizer, mine_neighbours
 from pipeline.binarization.training import start_network
 from pipeline.config import BinarizerConfig
@@ -102,3 +110,11 @@ def test_what_is_no_prefix_is_refused(levels: tuple[int, ...]) -> None:
 def test_codes_of_another_size_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected \(n, 10\) codes"):
         truncate_codes(np.zeros((2, 9), np.uint8), WHOLE, (8,))
+
+
+def test_a_truncated_binarizer_is_not_stored() -> None:
+    binarizer = fit_binarizer(
+        clustered(100), config=BinarizerConfig(levels=WHOLE), rng=np.random.default_rng(0)
+    )
+    with pytest.raises(ValueError, match="store the whole one"):
+        to_tensors(binarizer.truncated((32,)))

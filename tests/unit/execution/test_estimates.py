@@ -56,7 +56,23 @@ def test_given_pairs_cost_memory_up_to_their_cap_and_fit_where_the_same_run_fits
     )
     plain, paired = (_estimated(1_000_000, c).memory_by_stage for c in (config, with_pairs))
     assert paired.keys() - plain.keys() == {"wanted", "pairs"}
-    quarter_mb = config.layout.max_train_rows * 4 * DIMS / 2**20
+    # Of 4.5 arrays of the sample, a quarter more rows.
+    quarter_mb = 4.5 / 4 * config.layout.max_train_rows * 4 * DIMS / 2**20
     assert paired["learn"] == pytest.approx(plain["learn"] + quarter_mb, abs=1)
     check_fits(_estimated(1_000_000, with_pairs), with_pairs)
     assert _estimated(64_000_000, with_pairs).memory_by_stage["learn"] == paired["learn"]
+
+
+def test_the_size_of_codes_counts_however_it_is_given():
+    def memory(**binarizer):
+        config = _config()
+        asked = type(config.binarizer)(**binarizer)
+        return _estimated(1_000_000, config.model_copy(update={"binarizer": asked})).memory_by_stage
+
+    plain, wide, deep = memory(bytes=96), memory(levels=(2 * DIMS,) * 8), memory(bits_per_dim=8)
+    rows_mb = _config().layout.segment_rows / 2**20
+    assert wide["build"] == pytest.approx(plain["build"] + 3 * rows_mb * (2 * DIMS - 96), abs=1)
+    assert deep["build"] == pytest.approx(plain["build"] + 3 * rows_mb * (DIMS - 96), abs=1)
+    assert wide["learn"] > plain["learn"] + 100
+    network = memory(bytes=96, method="recurrent", hidden_units=2048)
+    assert network["learn"] > memory(bytes=96, method="recurrent")["learn"] + 500 > plain["learn"] + 600

@@ -147,7 +147,7 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     held = {
         "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
         "merge": 3.5 * plan.rows / plan.document_buckets * row,
-        "learn": 4 * (sample_rows(vectors, layout) + 2 * pairs) * vector,
+        "learn": (4 * sample_rows(vectors, layout) + 24 * pairs) * vector,
         "train": 5 * sample_rows(vectors, layout) * vector,
         "cut": 3 * texts * (2 * dims + 100) + 3 * block,
         "grow": 2 * max(GROUP_ROWS, branch) * 2 * dims + 6 * min(branch, layout.max_train_rows) * vector,

@@ -153,7 +153,8 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     held = {
         "read": 3 * min(config.corpus.shard_rows, plan.rows) * row,
         "merge": 3.5 * plan.rows / plan.document_buckets * row,
-        "learn": (2.5 * vector + 8 * code.width) * (sample_rows(vectors, layout) + 2 * pairs)
+        "learn": (2.5 * vector + 8 * code.width) * sample_rows(vectors, layout)
+        + 24 * pairs * vector
         + _network_bytes(config.binarizer, dims, code),
         "train": 5 * sample_rows(vectors, layout) * vector,
         "cut": 3 * texts * (2 * dims + 100) + 3 * block,

@@ -37,6 +37,10 @@ Vectors = NDArray[np.float32]
 Grades = dict[str, dict[str, float]]
 
 
+def name_of(size: BinarizerConfig) -> str:
+    return f"{size.bytes} bytes" if size.bytes else f"{size.bits_per_dim} bit for each dimension"
+
+
 @dataclass(frozen=True, eq=False)
 class Collection:
     """Documents, judged test queries with their exact neighbours, and pairs of the training queries."""
@@ -114,7 +118,7 @@ def collection() -> Collection:
     )
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["48 bytes", "1 bit"])
+@pytest.mark.parametrize("size", SIZES, ids=name_of)
 def test_given_pairs_help_queries_of_their_kind(collection: Collection, size: BinarizerConfig) -> None:
     rows: dict[str, list[tuple[float, float]]] = {}
     seconds: dict[str, list[float]] = {}
@@ -132,7 +136,7 @@ def test_given_pairs_help_queries_of_their_kind(collection: Collection, size: Bi
             _check_origin(choice, has_pairs=pairs is not None)
     found = {name: np.mean(values, axis=0) for name, values in rows.items()}
     exact = collection.ndcg(collection.exact)
-    print(f"\nSciFact, 300 test claims, float32 nDCG@10 {exact:.4f}; seeds {SEEDS}; size {size}")
+    print(f"\nSciFact, 300 test claims, float32 nDCG@10 {exact:.4f}; seeds {SEEDS}; {name_of(size)}")
     print("| binarizer | recall 10@10, codes alone | nDCG@10, codes alone | seconds |\n|---|---|---|---|")
     for name, (recalled, gained) in found.items():
         each = ", ".join(f"{value:.4f}" for value, _ in rows[name])

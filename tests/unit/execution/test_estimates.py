@@ -56,9 +56,9 @@ def test_given_pairs_cost_memory_up_to_their_cap_and_fit_where_the_same_run_fits
     )
     plain, paired = (_estimated(1_000_000, c).memory_by_stage for c in (config, with_pairs))
     assert paired.keys() - plain.keys() == {"wanted", "pairs"}
-    # Of 4.5 arrays of the sample, a quarter more rows.
-    quarter_mb = 4.5 / 4 * config.layout.max_train_rows * 4 * DIMS / 2**20
-    assert paired["learn"] == pytest.approx(plain["learn"] + quarter_mb, abs=1)
+    # Measured, a sample of 65,536 with 8,192 pairs: 774 MB without, 1,053 MB with them.
+    assert plain["learn"] >= 774
+    assert 1053 <= paired["learn"] <= 1.1 * 1053
     check_fits(_estimated(1_000_000, with_pairs), with_pairs)
     assert _estimated(64_000_000, with_pairs).memory_by_stage["learn"] == paired["learn"]
 

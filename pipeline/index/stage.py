@@ -205,7 +205,9 @@ def learn_binarizer(
             return StageOutput(files=dict(stored), numbers=_drift_numbers(drift))
     given = _read_pairs(store, pairs) if pairs is not None else None
     choice = choose_binarizer(sample, config=config, seed=seed, pairs=given)
-    files = _write_binarizer(store, choice, rows=len(sample), seed=seed)
+    data = hashlib.sha256(np.ascontiguousarray(sample)).hexdigest()
+    size = config.model_dump(mode="json", include={"bytes", "levels", "bits_per_dim", "hidden_units"})
+    files = _write_binarizer(store, choice, rows=len(sample), seed=seed, sample=data, asked=size)
     return StageOutput(files=files, numbers=_drift_numbers(drift))
 
 
@@ -373,7 +375,7 @@ def finish_layout(
     )
 
 
-def _write_binarizer(store: Store, choice: Choice, **trained_on: int) -> dict[str, FileRef]:
+def _write_binarizer(store: Store, choice: Choice, **trained_on: object) -> dict[str, FileRef]:
     weights = save(to_tensors(choice.binarizer))
     digest = hashlib.sha256(weights).hexdigest()
     card = canonical_json(

@@ -205,7 +205,7 @@ def learn_binarizer(
             return StageOutput(files=dict(stored), numbers=_drift_numbers(drift))
     given = _read_pairs(store, pairs) if pairs is not None else None
     choice = choose_binarizer(sample, config=config, seed=seed, pairs=given)
-    data = hashlib.sha256(np.ascontiguousarray(sample)).hexdigest()
+    data = hashlib.sha256(np.ascontiguousarray(sample).data).hexdigest()
     size = config.model_dump(mode="json", include={"bytes", "levels", "bits_per_dim", "hidden_units"})
     files = _write_binarizer(store, choice, rows=len(sample), seed=seed, sample=data, asked=size)
     return StageOutput(files=files, numbers=_drift_numbers(drift))

@@ -32,7 +32,7 @@ from pipeline.index.reader import open_release
 from pipeline.measures import mean, ndcg_at_k
 from pipeline.release.records import named_files
 from pipeline.tables import vector_array
-from tests.benchmarks.peers import FIXED, PRODUCT, Peer, grid, measured
+from tests.benchmarks.peers import FIXED, PRODUCT, Peer, fit_seconds, grid, measured
 from tests.benchmarks.vector_sets import DATA, VectorSet, glosses, package_summaries, recall, top
 from tests.integration.roads import configured, run_inline
 
@@ -240,15 +240,19 @@ def test_re_ranking_100_candidates_finds_the_float_neighbours(ours: dict[tuple[s
 
 
 def test_fitting_takes_minutes_at_most_and_the_closed_form_a_tenth_of_opqs_time(
-    ours: dict[tuple[str, int], Row], peers: list[Row], report: list[str]
+    vectors: VectorSet, sample: NDArray[np.float32], ours: dict[tuple[str, int], Row], report: list[str]
 ) -> None:
     for (name, _), row in ours.items():
         assert row.fit_s <= MAX_FIT_S, name
+    # The smallest is the fastest to train, so that what holds for it holds for all sizes.
+    opq = f"OPQ{CODE_BYTES[0]},PQ{CODE_BYTES[0]}"
+    opq_s = fit_seconds(opq, sample)
     for code_bytes in CODE_BYTES:
-        opq = next(row for row in peers if row.codes == f"OPQ{code_bytes},PQ{code_bytes}")
-        ratio = ours["rotation", code_bytes].fit_s / opq.fit_s
-        report.append(f"\n{opq.vectors}: closed form takes {ratio:.3f} of {opq.codes}'s fitting time")
-        assert ratio <= 0.1, opq.codes
+        ratio = ours["rotation", code_bytes].fit_s / opq_s
+        report.append(
+            f"\n{vectors.name}: closed form of {code_bytes} bytes takes {ratio:.3f} of {opq}'s {opq_s:.0f} s, FAISS's own iterations"
+        )
+        assert ratio <= 0.1, code_bytes
 
 
 @dataclass(frozen=True, eq=False)

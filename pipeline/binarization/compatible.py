@@ -15,20 +15,18 @@ from numpy.typing import NDArray
 
 from pipeline.binarization.binarizer import Binarizer, check_prefix
 from pipeline.binarization.codec import Codes, decode
-from pipeline.binarization.descending import descend, divergence, to_array, to_device
+from pipeline.binarization.descending import MAP_LEARNING_RATE, descend, divergence, to_array, to_device
 from pipeline.binarization.fitting import principal_components, rotated, with_weights
 from pipeline.binarization.learning import Look, Neighbours, learn_binarizer
 from pipeline.binarization.training import (
     CONTRAST_SHARE,
-    MAP_LEARNING_RATE,
+    MAX_STEPS,
     Recurrent,
     contrast,
     start_network,
 )
 
 __all__ = ["CompatibleHead", "fit_compatible", "train_compatible"]
-
-MAX_STEPS = 1000
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 
 from pipeline.binarization.binarizer import Binarizer
 from pipeline.binarization.codec import binarize, decode
-from pipeline.binarization.descending import Maps, descend, divergence, to_device
+from pipeline.binarization.descending import (
+    MAP_LEARNING_RATE,
+    NEIGHBOURS_PER_QUERY,
+    Maps,
+    descend,
+    divergence,
+    to_device,
+)
 from pipeline.binarization.learning import Look, Neighbours
 
 __all__ = ["distil"]
 
-NEIGHBOURS_PER_QUERY = 32
-LEARNING_RATE = 3e-4
-"""Measured at 48 bytes: 1e-3 loses what 3e-4 gains."""
 MAX_STEPS = 2000
 """Measured recall@10 at 48 bytes, 65,536 vectors: start .782, 500 .781, 1,000 .782, 1,500 .783, 2,000 .785."""
 
@@ -66,7 +70,7 @@ class _Distillation:
 
     def groups(self) -> list[dict[str, object]]:
         """Both maps."""
-        return [{"params": list(self._maps.parameters()), "lr": LEARNING_RATE}]
+        return [{"params": list(self._maps.parameters()), "lr": MAP_LEARNING_RATE}]
 
     def loss(self, picked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Of queries among neighbours of theirs: all are candidates of each, the others' are far ones."""

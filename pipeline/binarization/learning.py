@@ -29,6 +29,7 @@ __all__ = [
     "is_held_out",
     "learn_binarizer",
     "mine_neighbours",
+    "without",
 ]
 
 NEIGHBOURS = 50
@@ -128,9 +129,14 @@ def mine_neighbours(sample: NDArray[np.float32], rng: np.random.Generator) -> Ne
     k = min(NEIGHBOURS, len(sample) - 1)
     _, found = faiss.knn(sample[rows], sample, k + 1, metric=faiss.METRIC_INNER_PRODUCT)
     # Of equal vectors another one may come first: then the last is dropped in the place of the row itself.
+    return Neighbours(rows, without(found, rows))
+
+
+def without(found: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(a, k) found rows, best first → (a, k - 1) without one of each: (a,) rows where it is among them, else the last."""
     others = found != rows[:, None]
     others[others.all(axis=1), -1] = False
-    return Neighbours(rows, found[others].reshape(len(rows), k))
+    return found[others].reshape(len(rows), -1)
 
 
 def learn_binarizer(binarizer: Binarizer, pairs: Pairs) -> Binarizer:

@@ -17,6 +17,7 @@ from pipeline.binarization.learning import (
     content_keys,
     is_held_out,
     mine_neighbours,
+    without,
 )
 
 __all__ = ["Pool", "fill_pool", "mined_pool", "split_pairs"]
@@ -133,9 +134,7 @@ def _nearest(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> ND
 
 def _first(wanted: NDArray[np.int64], nearest: NDArray[np.int64]) -> NDArray[np.int64]:
     """(p, k) the wanted document, then the nearest others: without it where it is among them, else without the farthest."""
-    others = nearest != wanted[:, None]
-    others[others.all(axis=1), -1] = False
-    return np.concatenate([wanted[:, None], nearest[others].reshape(len(wanted), -1)], axis=1)
+    return np.concatenate([wanted[:, None], without(nearest, wanted)], axis=1)
 
 
 def _mixed(mined: Neighbours, given: Neighbours) -> Neighbours:

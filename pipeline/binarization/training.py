@@ -16,16 +16,22 @@ from torch.nn.functional import normalize, pad
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.binarization.binarizer import Binarizer
-from pipeline.binarization.descending import Maps, descend, divergence, to_array, to_device
+from pipeline.binarization.descending import (
+    MAP_LEARNING_RATE,
+    NEIGHBOURS_PER_QUERY,
+    Maps,
+    descend,
+    divergence,
+    to_array,
+    to_device,
+)
 from pipeline.binarization.learning import Look, Neighbours
 from pipeline.binarization.network import Network, Perceptron
 
 __all__ = ["Batch", "CodeMaker", "Recurrent", "contrast", "start_network", "train_network", "weighted_signs"]
 
-NEIGHBOURS_PER_QUERY = 32
 LEARNING_RATE = 1e-4
 """Of the network, where straight-through gradients are rough."""
-MAP_LEARNING_RATE = 3e-4
 MAX_STEPS = 1000
 LENGTH_ROWS = 4096
 """Vectors that the lengths of reconstructions are measured on."""

@@ -14,7 +14,7 @@ from pipeline.embedding.model import Dtype, pick_device
 from pipeline.embedding.model_source import resolve_model
 from pipeline.spaces.fingerprint import has_transformer
 
-__all__ = ["SAMPLE_TEXTS", "ChosenDtype", "choose_dtype", "computes_bfloat16"]
+__all__ = ["SAMPLE_TEXTS", "ChosenDtype", "choose_dtype", "computes_bfloat16", "settled_dtype"]
 
 MIN_COSINE = 0.99
 MEAN_COSINE = 0.999
@@ -86,10 +86,9 @@ def choose_dtype(
         ConfigError: The model cannot be found or may not be loaded.
         StorageUnavailableError: The model could not be fetched now.
     """
-    if not _has_transformer(config, storage):
-        return ChosenDtype("float32")
-    if config.dtype != "auto":
-        return ChosenDtype(config.dtype)
+    settled = settled_dtype(config, storage)
+    if settled is not None:
+        return settled
     if not computes_bfloat16(device or pick_device()):
         return ChosenDtype("float32")
     dtypes: tuple[Dtype, Dtype] = ("float32", "bfloat16")
@@ -100,6 +99,18 @@ def choose_dtype(
     least, mean = float(cosines.min()), float(cosines.mean())
     agrees = least >= MIN_COSINE and mean >= MEAN_COSINE
     return ChosenDtype("bfloat16" if agrees else "float32", least, mean)
+
+
+def settled_dtype(config: EncoderConfig, storage: StorageConfig | None = None) -> ChosenDtype | None:
+    """What an encoder computes in where there is nothing to try; None where there is. Loads neither torch nor the model.
+
+    Raises:
+        ConfigError: The model cannot be found or may not be loaded.
+        StorageUnavailableError: The model could not be fetched now.
+    """
+    if not _has_transformer(config, storage):
+        return ChosenDtype("float32")
+    return ChosenDtype(config.dtype) if config.dtype != "auto" else None
 
 
 def computes_bfloat16(device: str) -> bool:

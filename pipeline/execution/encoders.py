@@ -2,15 +2,19 @@
 
 import hashlib
 import json
+import signal
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import get_context
 from typing import cast
 
 from pipeline.artifacts import IndexManifest, Plan
 from pipeline.config import Config, EmbeddingConfig, EncoderConfig, StorageConfig
 from pipeline.embedding.encoder import Dtype, TextEncoder, identify_encoder, load_encoder
 from pipeline.embedding.model_source import resolve_model, tokenizer_file
-from pipeline.embedding.precision import choose_dtype
-from pipeline.errors import ConfigError, MissingFileError
+from pipeline.embedding.precision import ChosenDtype, choose_dtype, settled_dtype
+from pipeline.errors import ConfigError, EncoderBrokenError, MissingFileError
 from pipeline.index.reader import check_query_encoder
 from pipeline.spaces import EncoderIdentity, given_identity
 from pipeline.storage import Store, canonical_json
@@ -134,12 +138,25 @@ def _decided_dtype(
     try:
         return cast("Dtype", json.loads(store.read(path))["dtype"])
     except MissingFileError:
-        chosen = choose_dtype(encoder, storage=config.storage)
+        chosen = settled_dtype(encoder, config.storage) or _chosen_apart(encoder, config.storage)
         choice = {"dtype": chosen.dtype, "min_cosine": chosen.min_cosine, "mean_cosine": chosen.mean_cosine}
         if not remember:
             return chosen.dtype
         store.put_if_absent(path, canonical_json(choice))
         return cast("Dtype", json.loads(store.read(path))["dtype"])
+
+
+def _chosen_apart(encoder: EncoderConfig, storage: StorageConfig) -> ChosenDtype:
+    """Try in a process of its own: what torch and two copies of a model take would stay with the driver for the whole run."""
+    # Ctrl-C reaches it, too, and ends it without a word.
+    quiet = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, get_context("spawn"), signal.signal, quiet) as apart:
+        try:
+            return apart.submit(choose_dtype, encoder, storage=storage).result()
+        except BrokenProcessPool as error:
+            problem = "the process that tried its number formats died"
+            remedy = "give the driver room for the model twice, or set its `dtype` to float32"
+            raise EncoderBrokenError(f"encoder {encoder.model}", problem, remedy) from error
 
 
 def _tokenizer(config: Config, encoder: EncoderConfig) -> bytes | None:

@@ -106,7 +106,7 @@ def estimate(
         cpus: Cores that work.
         tokens_per_s: Measured speed of the encoder on one core.
     """
-    torch_mb = 0 if config.binarizer.method == "rotation" else CONSTANTS.torch_mb
+    torch_mb = CONSTANTS.torch_mb if _is_learned(expected_vectors(plan, config), config) else 0
     memory = {
         stage: round(CONSTANTS.worker_mb + (torch_mb if stage == "learn" else 0) + held / MB)
         for stage, held in _held_bytes(plan, config, dims, text_buckets).items()
@@ -221,7 +221,7 @@ def _seconds(
     train = kmeans * (sample * branches + grown * lists / branches / cpus)
     products = 2.0 * vectors * dims * (near + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
     rows = plan.rows / CONSTANTS.rows_per_s / cpus
-    learn = 0.0 if config.binarizer.method == "rotation" else _learning_seconds(sample, dims, config)
+    learn = _learning_seconds(sample, dims, config) if _is_learned(vectors, config) else 0.0
     tasks = (len(plan.shards) + plan.document_buckets + 4 * text_buckets) * CONSTANTS.task_s / cpus
     encode = 0.0
     if not plan.embedding_dims:
@@ -231,10 +231,13 @@ def _seconds(
     return CONSTANTS.start_s + learn + train + products + rows + tasks + encode
 
 
+def _is_learned(vectors: int, config: Config) -> bool:
+    """Whether there is more to a binarizer than its closed form."""
+    return config.binarizer.method != "rotation" and sample_rows(vectors, config.layout) >= FEWEST_ROWS
+
+
 def _learning_seconds(sample: int, dims: int, config: Config) -> float:
-    """On one core; a sample too small to learn from costs nothing, a large one no more than so many rows."""
-    if sample < FEWEST_ROWS:
-        return 0.0
+    """On one core; a large sample costs no more than so many rows."""
     seconds = CONSTANTS.learning_row_s * min(sample, MOST_LEARNED)
     if config.binarizer.method == "recurrent":
         # A perceptron's two layers beside each map of dims to about as many.

@@ -63,6 +63,12 @@ def test_given_pairs_cost_memory_up_to_their_cap_and_fit_where_the_same_run_fits
     assert _estimated(64_000_000, with_pairs).memory_by_stage["learn"] == paired["learn"]
 
 
+def test_a_sample_too_small_to_learn_from_costs_no_torch():
+    few, enough = (_estimated(rows, _config()) for rows in (2000, 2100))
+    assert enough.memory_by_stage["learn"] - few.memory_by_stage["learn"] >= 170
+    assert enough.seconds - few.seconds > 2
+
+
 def test_the_size_of_codes_counts_however_it_is_given():
     def memory(**binarizer):
         config = _config()

@@ -5,6 +5,9 @@ import pyarrow as pa
 __all__ = [
     "BINARIZER_KEY",
     "DEAD_LETTERS",
+    "DISTANCE",
+    "FILE_NO",
+    "LIST_NO",
     "RAW_COLUMNS",
     "RESERVED_COLUMNS",
     "RESULTS",
@@ -28,7 +31,13 @@ RAW_COLUMNS = frozenset(
 )
 """Columns written uncompressed, PLAIN, one page per chunk, so that rows are read by byte range."""
 
-RESERVED_COLUMNS = RAW_COLUMNS | {"doc_id", "chunk_no", "text", "bucket"}
+FILE_NO = "strata.file_no"
+LIST_NO = "strata.list_no"
+DISTANCE = "strata.distance"
+"""Columns of our own that stand beside attributes on their way through a shuffle: the source file of a row, its posting list and
+its distance to that list's head."""
+
+RESERVED_COLUMNS = RAW_COLUMNS | {"doc_id", "chunk_no", "text", "bucket", FILE_NO, LIST_NO, DISTANCE}
 """Names that an attribute cannot have."""
 
 SPACE_KEY = b"strata.space"

@@ -11,6 +11,7 @@ from pipeline.artifacts import Plan
 from pipeline.corpus.identity import DOC_HASH_BYTES, hash_matrix, sort_keys
 from pipeline.corpus.rules import kind_of_reason
 from pipeline.errors import DataError
+from pipeline.schemas import FILE_NO
 
 __all__ = ["Letter", "common_reasons", "first_wins", "letters_of_duplicates"]
 
@@ -24,7 +25,7 @@ def first_wins(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """For each row of a table in plan order, the first row of its document, and whether it is of that very document.
 
     Args:
-        table: (n) rows with vector_id, doc_id, file_no and row.
+        table: (n) rows with vector_id, doc_id, FILE_NO and row.
 
     Returns:
         (n,) winners and (n,) flags.
@@ -36,7 +37,7 @@ def first_wins(table: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     winners = first[inverse]
     _check_no_collision(table["doc_id"], winners)
-    file_no, row = table["file_no"].to_numpy(), table["row"].to_numpy()
+    file_no, row = table[FILE_NO].to_numpy(), table["row"].to_numpy()
     return winners, (file_no == file_no[winners]) & (row == row[winners])
 
 
@@ -52,15 +53,15 @@ def letters_of_duplicates(
     table: pa.Table, dropped: NDArray[np.int64], winners: NDArray[np.int64], plan: Plan
 ) -> list[Letter]:
     """Dead letters of the `dropped` rows of a bucket, each naming the place of its winner."""
-    places = table.select(["file_no", "row", "doc_id"])
+    places = table.select([FILE_NO, "row", "doc_id"])
     lost = places.take(pa.array(dropped)).to_pylist()
     won = places.take(pa.array(winners)).to_pylist()
     return [
         (
-            plan.files[x["file_no"]].path,
+            plan.files[x[FILE_NO]].path,
             x["row"],
             x["doc_id"],
-            f"duplicate of {plan.files[y['file_no']].path} row {y['row']}",
+            f"duplicate of {plan.files[y[FILE_NO]].path} row {y['row']}",
         )
         for x, y in zip(lost, won, strict=True)
     ]

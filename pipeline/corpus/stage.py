@@ -30,7 +30,7 @@ from pipeline.corpus.merging import Letter, common_reasons, first_wins, letters_
 from pipeline.corpus.reading import read_batches
 from pipeline.corpus.rules import kind_of_reason
 from pipeline.errors import ConfigError, ErrorBudgetError
-from pipeline.schemas import DEAD_LETTERS, documents_schema
+from pipeline.schemas import DEAD_LETTERS, FILE_NO, documents_schema
 from pipeline.storage import Store, open_store
 from pipeline.tables import (
     RawFile,
@@ -56,7 +56,7 @@ DOCUMENTS_FOLDER, DEAD_LETTERS_FOLDER = "documents", "dead_letters"
 SHOWN_FILES = 3
 
 PLACES = pa.schema(
-    [pa.field("file_no", pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
+    [pa.field(FILE_NO, pa.int32(), nullable=False), pa.field("row", pa.int64(), nullable=False)]
 )
 """Where a row stands in the corpus."""
 
@@ -80,7 +80,7 @@ def read_shard(
         tokenizer_json: The encoder's tokenizer; needed where `corpus.chunk` is set.
 
     Returns:
-        Files `rows` (documents_schema, file_no int32, row int64, and embedding where ready-made) and, if a row was set
+        Files `rows` (documents_schema, FILE_NO int32, row int64, and embedding where ready-made) and, if a row was set
         aside, `dead_letters`; numbers `rows`, `bad_rows`, `chunks`, `text_bytes`.
 
     Raises:
@@ -115,7 +115,7 @@ def merge_documents(
         text_buckets: Buckets of the shuffle by text hash.
 
     Returns:
-        Files `documents` (sorted by vector_id), `places` (file_no and row of each row of it), `texts` (the same rows in
+        Files `documents` (sorted by vector_id), `places` (FILE_NO and row of each row of it), `texts` (the same rows in
         text buckets, sorted by text_hash and vector_id, with embedding where ready-made) and, if there were duplicates,
         `dead_letters`; numbers `documents`, `vectors`, `duplicates`.
 
@@ -234,7 +234,7 @@ def documents_by_id(
 def _with_places(batches: Sequence[CheckedBatch], file_no: int) -> pa.Table:
     table = pa.concat_tables([batch.table for batch in batches])
     rows = np.concatenate([batch.rows for batch in batches])
-    table = table.append_column("file_no", pa.array(np.full(len(rows), file_no, np.int32)))
+    table = table.append_column(FILE_NO, pa.array(np.full(len(rows), file_no, np.int32)))
     table = table.append_column("row", pa.array(rows))
     vectors = [batch.vectors for batch in batches if batch.vectors is not None]
     return table.append_column("embedding", vector_array(np.concatenate(vectors))) if vectors else table

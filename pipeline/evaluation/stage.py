@@ -20,6 +20,7 @@ from pipeline.index.reader import IndexReader
 from pipeline.index.scoring import Candidates, RunningBest, best_documents
 from pipeline.index.stage import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
+from pipeline.schemas import LIST_NO
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, read_columns, to_matrix, vector_array, write_table
 
@@ -113,7 +114,7 @@ def exact_bucket(
         for block, found in zip(blocks, best, strict=True):
             found.add(np.arange(seen, seen + len(vectors)), wanted[block] @ vectors.T, _ids(rows))
         seen += len(vectors)
-    lists = read_columns(store, placed.path, ["vector_id", "list_no"])
+    lists = read_columns(store, placed.path, ["vector_id", LIST_NO])
     candidates = [one for found in best for one in found.candidates()]
     table = _found(pa.concat_tables(names), candidates, lists) if names else EXACT.empty_table()
     ref = write_table(store, "scratch/exact", EXACT, [table])
@@ -132,7 +133,7 @@ def _found(names: pa.Table, best: Sequence[Candidates], lists: pa.Table) -> pa.T
     keys = hash_keys(lists["vector_id"])
     order = np.argsort(keys)
     places = order[np.searchsorted(keys, hash_keys(rows["vector_id"]), sorter=order)]
-    list_no = pa.array(lists["list_no"].to_numpy()[places])
+    list_no = pa.array(lists[LIST_NO].to_numpy()[places])
     columns = [pa.array(queries), rows["vector_id"], rows["doc_id"], pa.array(scores), list_no]
     return pa.table(columns, schema=EXACT)
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pipeline import clustering
 from pipeline.binarization import binarize
 from pipeline.index.training import TrainedLayout
-from pipeline.schemas import directory_schema
+from pipeline.schemas import DISTANCE, LIST_NO, directory_schema
 from pipeline.tables import vector_array
 
 __all__ = ["directory_part", "place_rows", "placed_schema", "sort_placed"]
@@ -19,8 +19,8 @@ DIRECTORY_PART = directory_schema().append(pa.field("radius", pa.float32(), null
 def placed_schema(dims: int, code_bytes: int, attributes: pa.Schema) -> pa.Schema:
     """One row per vector between placing and building: its list, its codes, and what the vectors file holds."""
     fixed = [
-        pa.field("list_no", pa.int32(), nullable=False),
-        pa.field("distance", pa.float32(), nullable=False),
+        pa.field(LIST_NO, pa.int32(), nullable=False),
+        pa.field(DISTANCE, pa.float32(), nullable=False),
         pa.field("vector_id", pa.binary(16), nullable=False),
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field(
@@ -51,8 +51,8 @@ def place_rows(
     codes = binarize(trained.binarizer, vectors)
     schema = placed_schema(vectors.shape[1], codes.code.shape[1], attributes)
     columns = {
-        "list_no": pa.array(list_nos),
-        "distance": pa.array(distances),
+        LIST_NO: pa.array(list_nos),
+        DISTANCE: pa.array(distances),
         "embedding": vector_array(vectors.astype(np.float16)),
         "code": _binary(codes.code),
         "factor": pa.array(codes.factor),
@@ -65,7 +65,7 @@ def place_rows(
 
 def sort_placed(placed: pa.Table) -> pa.Table:
     """Placed rows in primary order: by list, then distance to the head, then vector_id."""
-    keys = [("list_no", "ascending"), ("distance", "ascending"), ("vector_id", "ascending")]
+    keys = [(LIST_NO, "ascending"), (DISTANCE, "ascending"), ("vector_id", "ascending")]
     return placed.sort_by(keys)
 
 
@@ -76,8 +76,8 @@ def directory_part(placed: pa.Table, segment_no: int) -> pa.Table:
         placed: Rows in primary order.
         segment_no: Number of the segment within the partition.
     """
-    list_nos, first, counts = np.unique(placed["list_no"].to_numpy(), return_index=True, return_counts=True)
-    distances = placed["distance"].to_numpy()
+    list_nos, first, counts = np.unique(placed[LIST_NO].to_numpy(), return_index=True, return_counts=True)
+    distances = placed[DISTANCE].to_numpy()
     # Rows of a list are sorted by distance, so its last row is the farthest.
     radius = distances[first + counts - 1] if len(first) else np.zeros(0, np.float32)
     columns = [np.full(len(first), segment_no), list_nos, first, counts, radius]

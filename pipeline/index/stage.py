@@ -47,7 +47,15 @@ from pipeline.index.assembly import DIRECTORY_PART, directory_part, place_rows, 
 from pipeline.index.condemned import drop_condemned
 from pipeline.index.training import TrainedLayout, train_branch, train_trunk
 from pipeline.partitioning import ONLY_PARTITION
-from pipeline.schemas import SPACE_KEY, directory_schema, heads_schema, lists_schema, made_by, vectors_schema
+from pipeline.schemas import (
+    LIST_NO,
+    SPACE_KEY,
+    directory_schema,
+    heads_schema,
+    lists_schema,
+    made_by,
+    vectors_schema,
+)
 from pipeline.storage import Store, canonical_json
 from pipeline.tables import (
     RawFile,
@@ -476,7 +484,7 @@ def place_bucket(
     placed = placed.replace_schema_metadata(
         made_by(source.cache.encoder, _folder_of(trained_files["binarizer"]))
     )
-    segments = trained.segments[placed["list_no"].to_numpy()]
+    segments = trained.segments[placed[LIST_NO].to_numpy()]
     ref = write_bucketed(store, "scratch/placed", placed, segments)
     return StageOutput(files={"placed": ref}, numbers={"rows": placed.num_rows})
 

@@ -155,6 +155,22 @@ def test_a_changed_attribute_counts_as_a_change_and_encodes_nothing(tmp_path):
     ]
 
 
+OWN_NAMES = ("list_no", "distance", "file_no", "segment", "branch", "reason", "score", "query", "embeddings")
+"""Of columns of ours that never stand beside attributes, or under another name."""
+
+
+def test_an_attribute_may_be_called_as_columns_of_ours_are(tmp_path):
+    rows = [{"_id": f"d{i}", "text": f"stone{i}", **dict.fromkeys(OWN_NAMES, 7 * i)} for i in range(200)]
+    write_jsonl(tmp_path / "corpus.jsonl", rows)
+    content = settings(tmp_path / "root", tmp_path / "corpus.jsonl")
+    content["corpus"] |= {"format": "jsonl", "text": ["text"], "attributes": list(OWN_NAMES)}
+    config = configured(tmp_path, content)
+    run_inline(config)
+    release = open_release(config.root)
+    for name in OWN_NAMES:
+        assert [hit.doc_id for hit in release.search("stone9", filter=f"{name} = 91")[0]] == ["d13"]
+
+
 def test_equal_texts_are_encoded_once(tmp_path):
     rows = rows_of(60)
     copies = [{**row, "_id": f"copy-{i}"} for i, row in enumerate(rows)]

@@ -15,7 +15,7 @@ from pipeline.corpus.identity import bucket_of, hash_array, hash_matrix, sort_ke
 from pipeline.corpus.merging import first_wins
 from pipeline.corpus.planning import BUCKET_ROWS
 from pipeline.errors import ConfigError, CorruptArtifactError, DataError, ErrorBudgetError
-from pipeline.schemas import DEAD_LETTERS, documents_schema
+from pipeline.schemas import DEAD_LETTERS, FILE_NO, documents_schema
 from pipeline.tables import read_bucket, read_columns, to_matrix
 
 LISTED = [HealthCheck.function_scoped_fixture]
@@ -116,7 +116,7 @@ def test_ready_made_vectors_of_both_formats_give_the_same_documents(corpus):
 
 def test_two_ids_of_one_hash_are_an_error_that_names_both():
     ids = vector_ids(["a", "a"], np.array([0, 0]))
-    table = pa.table({"vector_id": hash_array(ids), "doc_id": ["a", "b"], "file_no": [0, 0], "row": [0, 1]})
+    table = pa.table({"vector_id": hash_array(ids), "doc_id": ["a", "b"], FILE_NO: [0, 0], "row": [0, 1]})
     with pytest.raises(DataError, match="'a' and 'b' have the same hash of 12 bytes") as caught:
         first_wins(table)
     assert caught.value.exit_code == 65

@@ -135,12 +135,15 @@ def _read_jsonl(source: Store, file: SourceFile, shard: ShardSpec, spec: RowSpec
 
 
 def _read_parquet(source: Store, file: SourceFile, shard: ShardSpec, spec: RowSpec) -> Iterator[CheckedBatch]:
+    stop = shard.first_row + shard.rows
     with open_source(source, file.path) as parquet:
-        groups, row = _overlapping_groups(parquet.metadata, shard.first_row, shard.first_row + shard.rows)
+        groups, row = _overlapping_groups(parquet.metadata, shard.first_row, stop)
         for group in groups:
             for first_row, batch in _group_batches(parquet, group, row, spec):
+                if first_row >= stop:
+                    break  # a group may go on far beyond the shard
                 skipped = max(0, shard.first_row - first_row)
-                taken = batch.slice(skipped, shard.first_row + shard.rows - first_row - skipped)
+                taken = batch.slice(skipped, stop - first_row - skipped)
                 if taken.num_rows:
                     yield _checked(spec, taken, first_row + skipped)
             row += parquet.metadata.row_group(group).num_rows

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.artifacts import Attribute
+from pipeline.corpus import reading
 from pipeline.corpus.columns import check_columns, plain_row, unit_rows
 from pipeline.corpus.jsonl import TOO_LONG, line_blocks, numbered_lines
 from pipeline.corpus.reading import BATCH_ROWS, check_lines, read_batches
@@ -620,8 +621,10 @@ def test_unit_rows_do_not_depend_on_their_neighbours():
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(group_rows=st.integers(1, 20), shard_rows=st.integers(1, 20), rows=st.integers(1, 40))
-def test_a_shard_is_read_whatever_the_row_groups(new_corpus, group_rows, shard_rows, rows):
+@given(
+    group_rows=st.integers(1, 40), shard_rows=st.integers(1, 20), batch_rows=st.integers(1, 10), rows=st.integers(1, 40)
+)  # fmt: skip
+def test_a_shard_is_read_whatever_the_row_groups(new_corpus, group_rows, shard_rows, batch_rows, rows):
     corpus = new_corpus()
     corpus.parquet(
         "a.parquet", {"_id": pa.array(range(rows)), "text": ["x"] * rows}, row_group_size=group_rows
@@ -630,7 +633,9 @@ def test_a_shard_is_read_whatever_the_row_groups(new_corpus, group_rows, shard_r
     plan = corpus.plan(shard_rows=shard_rows)
     source = LocalStore(str(corpus.folder))
     for shard in plan.shards:
-        batches = list(read_batches(source, plan, shard, config))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reading, "BATCH_ROWS", batch_rows)
+            batches = list(read_batches(source, plan, shard, config))
         ids = [doc_id for batch in batches for doc_id in batch.table["doc_id"].to_pylist()]
         places = [int(row) for batch in batches for row in batch.rows]
         assert [str(place) for place in places] == ids

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import FileRef, Plan, StageOutput
 from pipeline.corpus.identity import DOC_HASH_BYTES, bucket_of, hash_matrix, sort_keys
 from pipeline.embedding.cache import Cache, CachedBucket
-from pipeline.schemas import DEAD_LETTERS, condemned_schema
+from pipeline.schemas import DEAD_LETTERS, FILE_NO, condemned_schema
 from pipeline.storage import Store
 from pipeline.tables import RawFile, read_bucket, read_columns, write_table
 
@@ -57,7 +57,7 @@ def list_condemned(
     listed = rows.select(["vector_id", "text_hash"]).append_column("chunks", pa.array(found["chunks"]))
     why = condemned.take(pc.index_in(rows["text_hash"], condemned["text_hash"].combine_chunks()))
     letters = {
-        "file": [plan.files[n].path for n in found["file_no"]],
+        "file": [plan.files[n].path for n in found[FILE_NO]],
         "row": found["row"],
         "doc_id": rows["doc_id"],
         "stage": [ENCODE] * rows.num_rows,
@@ -121,7 +121,7 @@ class _Places:
             ids: (n, 16) vector ids that are there.
         """
         found: dict[str, NDArray[np.integer]] = {
-            "file_no": np.zeros(len(ids), np.int32),
+            FILE_NO: np.zeros(len(ids), np.int32),
             "row": np.zeros(len(ids), np.int64),
             "chunks": np.zeros(len(ids), np.int32),
         }
@@ -131,7 +131,7 @@ class _Places:
             known = RawFile(self._store, self._documents[bucket], ["vector_id"]).read_all("vector_id")
             at = np.searchsorted(sort_keys(known), sort_keys(ids[here]))
             places = read_columns(self._store, self._places[bucket].path)
-            found["file_no"][here] = places["file_no"].to_numpy()[at]
+            found[FILE_NO][here] = places[FILE_NO].to_numpy()[at]
             found["row"][here] = places["row"].to_numpy()[at]
             names, wanted = (sort_keys(matrix[:, :DOC_HASH_BYTES]) for matrix in (known, ids[here]))
             found["chunks"][here] = np.searchsorted(names, wanted, side="right") - np.searchsorted(

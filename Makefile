@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.installed
 TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-browser test-slow test-ceph lint types docs format clean
+.PHONY: help install quickstart test test-browser test-slow test-ceph peers lint types docs format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test-browser: $(STAMP)  ## the report page in headless Chromium; part of `test` 
 
 test-slow: $(STAMP)  ## benchmarks and long tests; they print their tables
 	$(BIN)/python -m pytest -m "slow and not ceph" -s
+
+peers:  ## other disk indexes in an environment of their own; test-slow measures them beside ours where it is there
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r tests/benchmarks/peers.txt
 
 test-ceph: $(STAMP)  ## the store's contract, runs and kills on a Ceph that the tests start
 	@for p in ceph ceph-authtool ceph-mon ceph-osd monmaptool radosgw radosgw-admin; do command -v $$p > /dev/null || \

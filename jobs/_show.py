@@ -78,7 +78,7 @@ def _rows(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("binarizer", _binarizer_text(s["binarizer"])),
         (
             "posting lists",
-            f"{s['lists']:,} (CV {s['list_rows_cv']}); a query probes {s['probes']}, re-ranks {s['rerank']}",
+            _lists_text(s),
         ),
         (
             "bytes per document",
@@ -111,6 +111,11 @@ def _letters_text(s: Mapping[str, Any]) -> str:
         f"{count:,} x {reason}" for reason, count in s.get("dead_letters_by_reason", {}).items()
     )
     return f"{s['dead_letters']:,}" + (f": {reasons}" if reasons else "")
+
+
+def _lists_text(s: Mapping[str, Any]) -> str:
+    query = f"a query probes {s['lists_per_query']:.1f}, re-ranks {s['rerank']}"
+    return f"{s['lists']:,} (CV {s['list_rows_cv']}); {query}; a server holds {s['server_memory_mb']:,} MB"
 
 
 def _bytes_text(s: Mapping[str, Any]) -> str:

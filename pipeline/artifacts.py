@@ -26,6 +26,7 @@ __all__ = [
     "ReleaseRecord",
     "RunRecord",
     "SearchDefaults",
+    "SearchPoint",
     "Segment",
     "ShardSpec",
     "SourceFile",
@@ -35,7 +36,9 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-"""Version of every artifact's layout. 1: first release."""
+"""Version of every artifact's layout but the manifest's."""
+MANIFEST_FORMAT = 2
+"""Version of a manifest and of the files that it names. 1: lists of one segment each, without copies, read by footers."""
 
 
 class _Frozen(BaseModel):
@@ -49,6 +52,8 @@ class FileRef(_Frozen):
     rows: int
     bytes: int
     sha256: str
+    tail: str = ""
+    """Start of the sha256 of its last 64 KiB, of tables: tells a file that another tool wrote anew, without reading all of it."""
 
 
 class Attribute(_Frozen):
@@ -133,11 +138,26 @@ class Receipt(_Frozen):
     """Token of the attempt; tells a retried request from another worker."""
 
 
-class SearchDefaults(_Frozen):
+class SearchPoint(_Frozen):
+    """How far a search looks, and what that found and cost on the tuning queries."""
+
+    lists: int
+    """Most posting lists per query."""
+    margin: float
+    """By how much the squared L2 distance to a list's head may exceed that to the nearest head."""
+    rerank: int
+    """Candidates scored again with float16 vectors; 0: codes only."""
+    tuning_recall: float | None = None
+    """recall@10; None where nothing was tuned."""
+    bytes: int | None = None
+    """Of lists and of vectors scored again, per query."""
+
+
+class SearchDefaults(SearchPoint):
     """What a reader uses where the caller names nothing."""
 
-    probes: int
-    rerank: int
+    curve: tuple[SearchPoint, ...] = ()
+    """Settings than which none found more for as few bytes, by rising bytes: a reader may use any of them."""
 
 
 class Refresh(_Frozen):
@@ -203,15 +223,23 @@ class Partition(_Frozen):
     """Encoder fingerprint of its vectors."""
     codes: CodesInfo
     heads: FileRef
+    head_graph: FileRef | None = None
+    """FAISS's HNSW over the heads, where these are too many to measure all."""
     directory: FileRef
     segments: tuple[Segment, ...]
     rows: int
+
+    @property
+    def navigation(self) -> tuple[FileRef, ...]:
+        """Files that a server reads whole."""
+        graph = (self.head_graph,) if self.head_graph is not None else ()
+        return (self.heads, self.directory, *graph)
 
 
 class IndexManifest(_Frozen):
     """Everything a reader needs; names files of this and of earlier indexes."""
 
-    format: int = FORMAT_VERSION
+    format: int = MANIFEST_FORMAT
     index: str
     """Hash of the manifest without this field."""
     corpus: str
@@ -307,10 +335,14 @@ def parse_model(kind: type[M], data: bytes | Any, place: str) -> M:
     """
     try:
         value = json.loads(data) if isinstance(data, bytes) else data
-        version = value.get("format", FORMAT_VERSION)
-        if version != FORMAT_VERSION:
-            problem = f"expected format {FORMAT_VERSION}, found {version!r}"
-            raise DataError(place, problem, "it was written by another version of strata; install that one")
+        expected = MANIFEST_FORMAT if kind is IndexManifest else FORMAT_VERSION
+        version = value.get("format", expected)
+        if version != expected:
+            problem = f"expected format {expected}, found {version!r}"
+            remedy = (
+                "it was written by another version of strata; install that one, or build into another root"
+            )
+            raise DataError(place, problem, remedy)
         return kind.model_validate(value)
     except (ValueError, AttributeError, ValidationError) as error:
         problem = f"is not a readable {kind.__name__} ({' '.join(str(error).split())})"

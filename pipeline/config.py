@@ -32,6 +32,9 @@ __all__ = [
     "ReleaseConfig",
     "ReportConfig",
     "SearchConfig",
+    "ServingConfig",
+    "SizedConfig",
+    "SizedLayout",
     "StorageConfig",
     "json_schema",
     "load_config",
@@ -39,6 +42,10 @@ __all__ = [
 ]
 
 AttributeType = Literal["string", "int", "float", "bool", "timestamp", "list<string>"]
+
+
+MOST_ROWS_PER_LIST = 4096
+"""Two times as many are the longest list, and such a list is one run of bytes."""
 
 
 def _as_tuple(value: Any) -> Any:
@@ -219,8 +226,14 @@ class LayoutConfig(_Strict):
 
     workload: str | None = None
     """Parquet of past queries. Recorded for the workload-aware layout; the present layout has one partition."""
-    rows_per_list: int = Field(100, ge=1)
-    """Mean rows of a posting list; the number of lists follows from the rows."""
+    rows_per_list: int | None = Field(None, ge=1, le=MOST_ROWS_PER_LIST)
+    """Rows of a posting list, about, copies not counted; the number of lists follows from the rows. No list has more than twice
+    as many. Absent: by `serving`, 100 on a disk and 400 in an object store, more where the heads would not fit in memory."""
+    max_replicas: int | None = Field(None, ge=1, le=8)
+    """Posting lists that a vector may be in: its own, and near ones whose heads a query for it might find first. 1: no copies;
+    absent: 2."""
+    heads: Literal["means", "vectors"] = "means"
+    """What stands for a posting list in memory: the mean of its rows, or the vector of the corpus nearest to it, as in SPANN."""
     segment_rows: int = Field(131_072, ge=1)
     """Rows of a segment, about; bounds the memory of a build task."""
     train_rows_per_list: int = Field(64, ge=1)
@@ -230,18 +243,32 @@ class LayoutConfig(_Strict):
     `train_rows_per_list` for every list, in as many tasks as that takes."""
 
 
+class SizedLayout(LayoutConfig):
+    """A layout all of whose sizes are settled."""
+
+    rows_per_list: int = Field(ge=1, le=MOST_ROWS_PER_LIST)
+    max_replicas: int = Field(ge=1, le=8)
+
+
+class ServingConfig(_Strict):
+    """What servers read releases with; the sizes of posting lists follow from it."""
+
+    storage: Literal["ssd", "object_store"] = "ssd"
+    """What they read posting lists from. A disk answers thousands of small requests in the time of one to an object store."""
+    memory_mb: int | None = Field(None, ge=1)
+    """Memory that heads and directory of a release may take on a server, libraries and filters not counted. A plan that needs
+    more is refused."""
+
+
 class SearchConfig(_Strict):
     """Defaults that a release gives to its readers."""
 
-    probes: int | None = Field(None, ge=1)
-    """Posting lists per query; absent: tuned at build time to `target_coverage`."""
-    target_coverage: float = Field(0.99, gt=0, le=1)
-    """Share of the true ten nearest that the probed lists must hold, on tuning queries: those of `evaluation.queries` that are
-    not reported on, document vectors where there are too few. Lower reads less: 0.95 about halves it."""
-    min_scan_rows: int = Field(4000, ge=0)
-    """Rows that the probed lists hold at least, on average: so few are scanned in less time than a miss costs."""
-    rerank: int = Field(100, ge=0)
-    """Candidates scored again with float16 vectors; 0: codes only."""
+    lists: int | None = Field(None, ge=1)
+    """Most posting lists per query; absent: chosen for `evaluation.target_recall`."""
+    margin: float | None = Field(None, ge=0, le=4)
+    """By how much the squared L2 distance of a query to a list's head may exceed that to the nearest head; absent: chosen."""
+    rerank: int | None = Field(None, ge=0)
+    """Candidates scored again with float16 vectors, 0: codes only; absent: chosen."""
 
 
 class ExampleSearch(_Strict):
@@ -262,6 +289,10 @@ class EvaluationConfig(_Strict):
     """Relevance judgments: TSV (query-id, corpus-id, score) or Parquet with these columns."""
     sample_queries: int = Field(500, ge=1)
     """Queries judged against exact search; document vectors stand in where no queries are given."""
+    target_recall: float = Field(0.98, gt=0, le=1)
+    """Share of the true ten nearest that a search should find. Lists, margin and re-rank depth are the cheapest that reach it,
+    with their standard error to spare, on tuning queries: those of `queries` that are not reported on, document vectors where
+    there are too few. Lower reads less: 0.95 about half."""
     examples: tuple[ExampleSearch, ...] = ()
     """Searches to print at the end of a run."""
 
@@ -384,6 +415,7 @@ class Config(_Strict):
     embedding: EmbeddingConfig = EmbeddingConfig()
     binarizer: BinarizerConfig = BinarizerConfig()
     layout: LayoutConfig = LayoutConfig()
+    serving: ServingConfig = ServingConfig()
     search: SearchConfig = SearchConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     gates: GatesConfig = GatesConfig()
@@ -420,6 +452,12 @@ class Config(_Strict):
         if self.encoder is not None:
             return self.encoder
         return next(iter(self.encoders)) if len(self.encoders) == 1 else None
+
+
+class SizedConfig(Config):
+    """One run whose sizes are settled."""
+
+    layout: SizedLayout
 
 
 def load_config(path: str | Path, overrides: tuple[str, ...] = ()) -> Config:

@@ -4,16 +4,20 @@ import pyarrow as pa
 
 __all__ = [
     "BINARIZER_KEY",
+    "COPY_DISTANCE",
+    "COPY_LIST",
     "DEAD_LETTERS",
+    "DIRECTORY",
     "DISTANCE",
     "FILE_NO",
     "LIST_NO",
+    "PART",
     "RAW_COLUMNS",
     "RESERVED_COLUMNS",
     "RESULTS",
     "SPACE_KEY",
+    "VECTOR_ID",
     "condemned_schema",
-    "directory_schema",
     "documents_schema",
     "embeddings_schema",
     "heads_schema",
@@ -32,12 +36,14 @@ RAW_COLUMNS = frozenset(
 """Columns written uncompressed, PLAIN, one page per chunk, so that rows are read by byte range."""
 
 FILE_NO = "strata.file_no"
-LIST_NO = "strata.list_no"
+LIST_NO, PART = "strata.list_no", "strata.part"
 DISTANCE = "strata.distance"
-"""Columns of our own that stand beside attributes on their way through a shuffle: the source file of a row, its posting list and
-its distance to that list's head."""
+COPY_LIST, COPY_DISTANCE = "strata.copy_list", "strata.copy_distance"
+"""Columns of our own that stand beside attributes on their way through a shuffle: the source file of a row, its posting list,
+which part of it if it was split, its distance to that list's head, and the same of lists that have a copy."""
+OWN_COLUMNS = frozenset({FILE_NO, LIST_NO, PART, DISTANCE, COPY_LIST, COPY_DISTANCE})
 
-RESERVED_COLUMNS = RAW_COLUMNS | {"doc_id", "chunk_no", "text", "bucket", FILE_NO, LIST_NO, DISTANCE}
+RESERVED_COLUMNS = RAW_COLUMNS | OWN_COLUMNS | {"doc_id", "chunk_no", "text", "bucket"}
 """Names that an attribute cannot have."""
 
 SPACE_KEY = b"strata.space"
@@ -88,24 +94,44 @@ def condemned_schema() -> pa.Schema:
 
 
 def heads_schema(dims: int) -> pa.Schema:
-    """One row per posting list, in list order; radius is the largest squared L2 distance of a member."""
+    """One row per posting list, in list order; radius is the largest squared L2 distance of an entry.
+
+    Of copies in a list that was split the distance is an estimate from their codes.
+    """
     return pa.schema([_vector("head", pa.float32(), dims), _required("radius", pa.float32())])
 
 
-def directory_schema() -> pa.Schema:
-    """One row per (segment, posting list): where its entries lie in the segment's lists file."""
-    return pa.schema(
-        [
-            _required("segment", pa.int32()),
-            _required("list_no", pa.int32()),
-            _required("first_entry", pa.int32()),
-            _required("num_entries", pa.int32()),
-        ]
-    )
+DIRECTORY = pa.schema(
+    [
+        _required("segment", pa.int32()),
+        _required("list_no", pa.int32()),
+        _required("first_entry", pa.int32()),
+        _required("num_entries", pa.int32()),
+        _required("num_primaries", pa.int32()),
+        _required("first_row", pa.int32()),
+        _required("list_at", pa.int64()),
+        _required("code_at", pa.int64()),
+        _required("factor_at", pa.int64()),
+        _required("offset_at", pa.int64()),
+        _required("row_at", pa.int64()),
+        _required("vector_ids_at", pa.int64()),
+        _required("embeddings_at", pa.int64()),
+        _required("doc_ids_at", pa.int64()),
+        _required("doc_ids_bytes", pa.int32()),
+    ]
+)
+"""One row per (segment, posting list), by list, then segment; every column is raw-addressable. A list is one row group of its
+segment's lists file, the bytes [list_at, row_at + 4 * num_entries): entries from `first_entry`, their columns' values
+from `code_at`, `factor_at`, `offset_at` and `row_at`. Its primaries are the rows of the partition from `first_row`. In the
+segment's vectors file their values start at `vector_ids_at` and `embeddings_at`, and their doc_ids are the `doc_ids_bytes` from
+`doc_ids_at`, each behind its length in 4 bytes."""
 
 
 def lists_schema(code_bytes: int) -> pa.Schema:
-    """One row per entry, sorted by posting list, then distance to the head; `row` points into the vectors file."""
+    """One row per entry, sorted by posting list, then distance to the head.
+
+    `row` counts through the vectors files of the partition's segments: a replica's may lie in another segment than its list.
+    """
     return pa.schema(
         [
             _required("code", pa.binary(code_bytes)),

@@ -67,6 +67,8 @@ REFRESH_AGE = timedelta(hours=1)
 ACCESS_SECONDS = 8.0
 """How long a refused request is tried again: new rights and rotated keys take seconds to reach every server of a store."""
 
+CONNECTIONS = 32
+"""To one S3 server at once, further requests wait; botocore's own bound of 10 makes a query's lists come in several waves."""
 REQUESTS_AT_ONCE = 16
 """Small requests wait for the store, not for the processor."""
 
@@ -113,6 +115,10 @@ class Store(Protocol):
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> RangeRead:
         """Bytes [start, stop) of each range, in the order given."""
+        ...
+
+    def read_many(self, wanted: Sequence[tuple[str, Sequence[tuple[int, int]]]]) -> "list[RangeRead]":
+        """Ranges of several objects, in one round: as (path, ranges) of each."""
         ...
 
     def open_input(self, path: str) -> BinaryIO:
@@ -262,10 +268,13 @@ class LocalStore:
             return (self._folder / path).read_bytes()
 
     def read_ranges(self, path: str, ranges: Sequence[tuple[int, int]]) -> RangeRead:
-        with self._named(path), (self._folder / path).open("rb", buffering=0) as file:
-            chunks = [_pread(file.fileno(), start, stop) for start, stop in ranges]
+        with self._named(path), _descriptor(f"{self._folder}/{path}") as file:
+            chunks = [_pread(file, start, stop) for start, stop in ranges]
         _check_lengths(f"{self.uri}/{path}", ranges, chunks)
         return RangeRead(chunks, sum(map(len, chunks)), len(chunks))
+
+    def read_many(self, wanted: Sequence[tuple[str, Sequence[tuple[int, int]]]]) -> list[RangeRead]:
+        return [self.read_ranges(path, ranges) for path, ranges in wanted]
 
     def open_input(self, path: str) -> BinaryIO:
         with self._named(path):
@@ -381,13 +390,22 @@ def _disk_failed(place: str, error: OSError) -> StorageUnavailableError:
     return StorageUnavailableError(place, problem, "free space or mend it, then rerun")
 
 
+@contextlib.contextmanager
+def _descriptor(path: str) -> Iterator[int]:
+    """A file opened for `pread`, without the objects that a stream brings."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _pread(descriptor: int, start: int, stop: int) -> bytes:
+    data = os.pread(descriptor, stop - start, start)
+    if not data or len(data) == stop - start:
+        return data
     # One call returns at most 2 GiB, and less than asked for when a signal comes.
-    pieces = []
-    while start < stop and (piece := os.pread(descriptor, stop - start, start)):
-        pieces.append(piece)
-        start += len(piece)
-    return b"".join(pieces)
+    return data + _pread(descriptor, start + len(data), stop)
 
 
 def _write_through(path: Path, data: bytes) -> None:
@@ -436,7 +454,10 @@ class S3Store:
             endpoint_url=self._config.endpoint_url,
             use_listings_cache=False,
             skip_instance_cache=True,
-            config_kwargs={"retries": {"total_max_attempts": 1}},
+            config_kwargs={
+                "retries": {"total_max_attempts": 1},
+                "max_pool_connections": CONNECTIONS,
+            },
         )
         # `_request` retries; three nested loops of retries would make a dead endpoint take minutes to report.
         fs.retries = 1
@@ -463,6 +484,11 @@ class S3Store:
             for i, (start, stop) in zip(places, ranges, strict=True)
         ]
         return RangeRead(chunks, sum(map(len, blocks)), len(blocks))
+
+    def read_many(self, wanted: Sequence[tuple[str, Sequence[tuple[int, int]]]]) -> list[RangeRead]:
+        if len(wanted) == 1:
+            return [self.read_ranges(*wanted[0])]
+        return side_by_side(lambda one: self.read_ranges(*one), wanted)
 
     def _fetch(self, key: str, spans: Sequence[tuple[int, int]], found: dict[tuple[int, int], bytes]) -> None:
         """Add what comes of the spans to those found; a failure of some must not ask for all of them again."""

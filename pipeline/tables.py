@@ -10,6 +10,7 @@ is asserted on every file written. A file that another tool rewrote is detected 
 """
 
 import contextlib
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,18 +26,23 @@ from numpy.typing import NDArray
 from pipeline.artifacts import FileRef
 from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
 from pipeline.schemas import BINARIZER_KEY, RAW_COLUMNS, SPACE_KEY
-from pipeline.storage import Store, adopt_file
+from pipeline.storage import Store, adopt_file, is_whole
 
 __all__ = [
     "RawFile",
+    "Written",
     "check_made_by",
     "fixed_width",
+    "group_rows",
     "hash_keys",
+    "is_as_written",
+    "is_one_plain_page",
     "open_parquet",
     "read_bucket",
     "read_columns",
     "to_matrix",
     "vector_array",
+    "write_addressed",
     "write_bucketed",
     "write_table",
 ]
@@ -65,7 +71,7 @@ def fixed_width(kind: pa.DataType) -> int:
     return int(kind.bit_width) // 8
 
 
-def vector_array(matrix: NDArray[np.floating]) -> pa.Array:
+def vector_array(matrix: NDArray[np.floating] | NDArray[np.integer]) -> pa.Array:
     """A (n, d) matrix as a non-nullable fixed-size list column, without copying."""
     n, d = matrix.shape
     values = pa.array(np.ascontiguousarray(matrix).reshape(n * d))
@@ -90,6 +96,21 @@ def hash_keys(column: pa.ChunkedArray) -> NDArray[np.bytes_]:
 # ------------------------------------------------------------------------------------------------ writing
 
 
+@dataclass(frozen=True)
+class Written:
+    """A file as it was written, and where each row group's columns lie in it."""
+
+    ref: FileRef
+    starts: Mapping[str, NDArray[np.int64]]
+    """By column, (groups,) first byte of its page in each row group: of the page's header."""
+    ends: Mapping[str, NDArray[np.int64]]
+    """By column, (groups,) byte behind its page. The values of a raw-addressable column are what its page ends with."""
+
+    def values_at(self, column: str, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(groups,) byte where a column's values start, of whose values each row group has so many bytes."""
+        return self.ends[column] - sizes
+
+
 def write_table(
     store: Store,
     folder: str,
@@ -99,45 +120,70 @@ def write_table(
     suffix: str = ".parquet",
     metadata: Callable[[], dict[bytes, bytes]] | None = None,
 ) -> FileRef:
+    """Write tables as `write_addressed` does."""
+    return write_addressed(store, folder, schema, tables, suffix=suffix, metadata=metadata).ref
+
+
+def write_addressed(
+    store: Store,
+    folder: str,
+    schema: pa.Schema,
+    tables: Iterable[pa.Table],
+    *,
+    suffix: str = ".parquet",
+    metadata: Callable[[], dict[bytes, bytes]] | None = None,
+    raw: frozenset[str] = RAW_COLUMNS,
+) -> Written:
     """Write tables one after the other into one content-named file; each starts a row group of its own.
 
     Args:
         store: Where to.
         folder: Folder in the store.
-        schema: Schema of every table; its columns in RAW_COLUMNS are written raw-addressable, its metadata into the footer.
+        schema: Schema of every table; its metadata goes into the footer.
         tables: Pieces, in order; only one is held at a time.
         suffix: End of the name.
         metadata: Asked after the last piece for key-value pairs of the footer.
+        raw: Columns that are written raw-addressable. Of strings each value stands behind its length in 4 bytes.
     """
-    rows = 0
+    rows, most = 0, group_rows(schema, raw)
     with store.staging() as local:
-        with pq.ParquetWriter(local, schema, **_writer_options(schema)) as writer:
+        with pq.ParquetWriter(local, schema, **_writer_options(schema, raw)) as writer:
             for table in tables:
                 if table.num_rows == 0:
                     continue
-                writer.write_table(
-                    table.select(schema.names).cast(schema), row_group_size=_group_rows(schema)
-                )
+                writer.write_table(table.select(schema.names).cast(schema), row_group_size=most)
                 rows += table.num_rows
             if metadata is not None:
                 writer.add_key_value_metadata(metadata())
-        _assert_raw_addressable(local, schema)
+        chunks = _addressed_chunks(local, [field for field in schema if field.name in raw])
+        tail = _digest_of_tail(_tail_of(local))
         path, size, digest = adopt_file(store, local, folder, suffix)
-    return FileRef(path=path, rows=rows, bytes=size, sha256=digest)
+    starts = {name: [c.data_page_offset for c in found] for name, found in chunks.items()}
+    ends = {
+        name: [c.data_page_offset + c.total_compressed_size for c in found] for name, found in chunks.items()
+    }
+    return Written(
+        FileRef(path=path, rows=rows, bytes=size, sha256=digest, tail=tail),
+        {name: np.array(places, np.int64) for name, places in starts.items()},
+        {name: np.array(places, np.int64) for name, places in ends.items()},
+    )
 
 
-def _group_rows(schema: pa.Schema) -> int:
-    widest = max((fixed_width(f.type) for f in schema if f.name in RAW_COLUMNS), default=1)
+def group_rows(schema: pa.Schema, raw: frozenset[str] = RAW_COLUMNS) -> int:
+    """Most rows of a row group."""
+    widest = max(
+        (fixed_width(f.type) for f in schema if f.name in raw and _is_fixed_width(f.type)), default=1
+    )
     return max(1, min(GROUP_ROWS, GROUP_BYTES // widest))
 
 
-def _writer_options(schema: pa.Schema) -> dict[str, Any]:
-    raw = [_leaf(field) for field in schema if field.name in RAW_COLUMNS]
-    ordinary = [leaf for field in schema if field.name not in RAW_COLUMNS for leaf in [_leaf(field)]]
+def _writer_options(schema: pa.Schema, raw: frozenset[str]) -> dict[str, Any]:
+    addressed = [_leaf(field) for field in schema if field.name in raw]
+    ordinary = [_leaf(field) for field in schema if field.name not in raw]
     return {
-        "compression": {**dict.fromkeys(raw, "none"), **dict.fromkeys(ordinary, "zstd")},
+        "compression": {**dict.fromkeys(addressed, "none"), **dict.fromkeys(ordinary, "zstd")},
         "use_dictionary": [leaf for leaf in ordinary if leaf != "doc_id"],
-        "column_encoding": dict.fromkeys(raw, "PLAIN"),
+        "column_encoding": dict.fromkeys(addressed, "PLAIN"),
         "write_statistics": ordinary,
         "data_page_size": 2 * GROUP_BYTES,
         "max_rows_per_page": 2 * GROUP_ROWS,
@@ -150,18 +196,19 @@ def _leaf(field: pa.Field) -> str:
     return f"{field.name}.list.element" if is_list else field.name
 
 
-def _assert_raw_addressable(local: Path, schema: pa.Schema) -> None:
+def _addressed_chunks(local: Path, fields: Sequence[pa.Field]) -> dict[str, list[pq.ColumnChunkMetaData]]:
+    """Column chunks of raw-addressable columns, which are checked to be so."""
     with local.open("rb") as file:
         found = pq.read_metadata(file)
-        for field in schema:
-            if field.name not in RAW_COLUMNS:
-                continue
-            for chunk in _chunks(found, field):
+        chunks = {field.name: _chunks(found, field) for field in fields}
+        for name, of_column in chunks.items():
+            for chunk in of_column:
                 file.seek(chunk.data_page_offset)
-                one_page = _is_one_plain_page(
+                one_page = is_one_plain_page(
                     file.read(HEADER_BYTES), chunk.total_compressed_size, chunk.num_values
                 )
-                assert one_page, f"{field.name} of {local} is not raw-addressable"  # noqa: S101  (an invariant of the writer)
+                assert one_page, f"{name} of {local} is not raw-addressable"  # noqa: S101  (an invariant of the writer)
+    return chunks
 
 
 def write_bucketed(
@@ -180,7 +227,7 @@ def write_bucketed(
     sizes = np.bincount(buckets) if len(buckets) else np.zeros(0, dtype=np.int64)
     stops = np.cumsum(sizes)
     table = table.take(pa.array(order))
-    group = _group_rows(table.schema)
+    group = group_rows(table.schema)
     pieces = [
         (bucket, table.slice(start, min(group, stop - start)))
         for bucket, stop in enumerate(stops)
@@ -267,6 +314,53 @@ def check_made_by(place: str, footer: Mapping[bytes, bytes] | None, expected: Ma
             raise IncompatibleModelsError(place, problem, remedy)
 
 
+FOOTER_TAIL = 64 * 1024
+"""Bytes at the end of a file in which its key-value metadata stands: behind the row groups, before the offset of the footer."""
+
+
+def _tail_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - FOOTER_TAIL))
+        return file.read()
+
+
+def _digest_of_tail(tail: bytes) -> str:
+    return hashlib.sha256(tail).hexdigest()[:32]
+
+
+def _made_by_footer(tail: bytes) -> dict[bytes, bytes]:
+    """What a file of ours says made it, from its last bytes alone: a footer of a thousand row groups takes long to parse."""
+    found = {}
+    for key in MADE_BY:
+        # Thrift compact: field 1, length, key; field 2, length, value.
+        mark = b"\x18" + bytes([len(key)]) + key + b"\x18"
+        place = tail.rfind(mark)
+        if place >= 0:
+            stream = io.BytesIO(tail[place + len(mark) :])
+            found[key] = stream.read(_varint(stream))
+    return found
+
+
+def is_as_written(store: Store, ref: FileRef, made_by: Mapping[bytes, bytes]) -> bool:
+    """Whether a file is the recorded one, by its size and its end: then what its manifest says of places in it holds.
+
+    Args:
+        store: Where the file is.
+        ref: The file, as its manifest records it.
+        made_by: What made it, as `schemas.made_by` says it.
+
+    Raises:
+        IncompatibleModelsError: It is the recorded one, and says otherwise.
+    """
+    if not is_whole(store, ref):
+        return False
+    (tail,) = store.read_ranges(ref.path, [(max(0, ref.bytes - FOOTER_TAIL), ref.bytes)]).chunks
+    if _digest_of_tail(tail) != ref.tail:
+        return False
+    check_made_by(f"{store.uri}/{ref.path}", _made_by_footer(tail), made_by)
+    return True
+
+
 @dataclass(frozen=True)
 class _RawColumn:
     width: int
@@ -307,6 +401,16 @@ class RawFile:
     def rows(self) -> int:
         """Rows of the file."""
         return int(self._starts[-1])
+
+    def width(self, column: str) -> int:
+        """Bytes of a value."""
+        return self._raw[column].width
+
+    def places(self, column: str, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(n,) byte where the value of each row starts, of a column that is raw."""
+        raw = self._raw[column]
+        group = np.searchsorted(self._starts, rows, side="right") - 1
+        return raw.value_offsets[group] + (rows - self._starts[group]) * raw.width
 
     def is_raw(self, column: str) -> bool:
         """Whether every row of a column is read by byte range."""
@@ -442,10 +546,10 @@ def _is_contiguous(header: bytes, chunk: pq.ColumnChunkMetaData, rows: int, fiel
         return False
     required = not field.nullable and (per_row == 1 or not field.type.value_field.nullable)
     no_nulls = required or (chunk.statistics is not None and chunk.statistics.null_count == 0)
-    return no_nulls and _is_one_plain_page(header, chunk.total_compressed_size, chunk.num_values)
+    return no_nulls and is_one_plain_page(header, chunk.total_compressed_size, chunk.num_values)
 
 
-def _is_one_plain_page(header: bytes, chunk_bytes: int, chunk_values: int) -> bool:
+def is_one_plain_page(header: bytes, chunk_bytes: int, chunk_values: int) -> bool:
     """Whether the first page of a chunk is its only one, PLAIN, and holds as many values (Thrift compact)."""
     stream = io.BytesIO(header)
     sizes: dict[int, int] = {}
@@ -477,10 +581,15 @@ DATA_PAGE_FIELD = 5
 
 
 def _zigzag(stream: io.BytesIO) -> int:
+    value = _varint(stream)
+    return (value >> 1) ^ -(value & 1)
+
+
+def _varint(stream: io.BytesIO) -> int:
     value, shift = 0, 0
     while True:
         byte = stream.read(1)[0]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:  # noqa: PLR2004  (the continuation bit)
-            return (value >> 1) ^ -(value & 1)
+            return value
         shift += 7

@@ -1,7 +1,8 @@
-"""K-means for posting lists: arrays in, arrays out.
+"""Balanced k-means for posting lists: arrays in, arrays out.
 
 centroids.py   sample → centroids                              faiss
-assignment.py  vectors → nearest head and distance             numpy; a row's result depends on the row and the heads alone
+assignment.py  vectors → nearest heads and distances           numpy; a row's result depends on the row and the heads alone
+balancing.py   prices that make lists even                     numpy
 ordering.py    heads → depth-first order for storage           numpy
 
 Not here: how many lists, which of them a query probes, replicas (`pipeline.postings`).
@@ -9,20 +10,30 @@ Not here: how many lists, which of them a query probes, replicas (`pipeline.post
 
 from pipeline.clustering.assignment import (
     SEARCHED_BRANCHES,
-    BranchedHeads,
+    HeadTree,
+    NearHeads,
     assign,
-    assign_in_branches,
+    near_heads,
     nearest,
+    pair_distances,
 )
+from pipeline.clustering.balancing import Membership, Prices, charged_lists, recentred, repriced
 from pipeline.clustering.centroids import train_centroids
 from pipeline.clustering.ordering import order_depth_first
 
 __all__ = [
     "SEARCHED_BRANCHES",
-    "BranchedHeads",
+    "HeadTree",
+    "Membership",
+    "NearHeads",
+    "Prices",
     "assign",
-    "assign_in_branches",
+    "charged_lists",
+    "near_heads",
     "nearest",
     "order_depth_first",
+    "pair_distances",
+    "recentred",
+    "repriced",
     "train_centroids",
 ]

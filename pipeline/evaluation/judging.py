@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.artifacts import SearchDefaults, SearchPoint
 from pipeline.config import GatesConfig
 from pipeline.measures import mean, ndcg_at_k, overlap_at_k, recall_at_k
 
@@ -11,13 +12,13 @@ __all__ = [
     "TUNING_QUERIES",
     "GateResult",
     "check_gates",
+    "curve_points",
     "judge_against_exact",
     "judge_against_qrels",
-    "probe_ladder",
 ]
 
 TUNING_QUERIES = 200
-"""Queries on which the number of probes is chosen; never those that are reported."""
+"""Queries on which it is chosen how far a search looks; never those that are reported."""
 NEIGHBOURS = 100
 """Depth of the exact rankings: recall@100 needs it."""
 
@@ -51,21 +52,28 @@ def judge_against_qrels(
     }
 
 
-PROBE_STEPS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.5**0.5, 1, 2**0.5, 2)
-"""Closer together near the default, where a reader of the curve decides; the last costs as much as all before 1."""
+CURVE_STEPS = 4
+"""Settings on either side of the default at which a recall curve is measured."""
 
 
-def probe_ladder(probes: int, *, lists: int) -> tuple[int, ...]:
-    """Numbers of probes at which a recall curve is measured: about geometric around the default, which is one of them.
+def curve_points(search: SearchDefaults) -> list[SearchPoint]:
+    """Settings at which recall and costs are measured: the default, and some that find less or more on the tuning queries.
 
     Args:
-        probes: The release's default.
-        lists: Posting lists of the index; more are never probed.
+        search: Of the release.
 
     Returns:
-        Rising, at most 8.
+        By rising bytes, at most 2 * CURVE_STEPS + 1.
     """
-    return tuple(sorted({min(lists, max(1, round(step * probes))) for step in PROBE_STEPS}))
+    default = SearchPoint.model_validate(search.model_dump(exclude={"curve"}))
+    below = [one for one in search.curve if (one.bytes or 0) < (default.bytes or 0)]
+    above = [one for one in search.curve if (one.bytes or 0) > (default.bytes or 0)]
+    return [*_spread(below), default, *_spread(above)]
+
+
+def _spread(points: Sequence[SearchPoint]) -> list[SearchPoint]:
+    count = min(CURVE_STEPS, len(points))
+    return [points[(i + 1) * len(points) // count - 1] for i in range(count)]
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from pipeline.embedding.encoder import TextEncoder
 from pipeline.errors import DataError
 from pipeline.index.reader import IndexReader
 from pipeline.index.scoring import Candidates, RunningBest, best_documents
-from pipeline.index.stage import VectorSource, iterate_vectors
+from pipeline.index.vectors import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
-from pipeline.schemas import LIST_NO
+from pipeline.postings import Probing
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, read_columns, to_matrix, vector_array, write_table
 
@@ -28,8 +28,8 @@ __all__ = [
     "ExactNeighbours",
     "encode_query_texts",
     "exact_bucket",
-    "measure_probes",
     "measure_search",
+    "measure_setting",
     "merge_exact",
     "rank",
     "read_query_vectors",
@@ -49,7 +49,6 @@ EXACT = pa.schema(
         pa.field("vector_id", pa.binary(16), nullable=False),
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("score", pa.float32(), nullable=False),
-        pa.field("list_no", pa.int32(), nullable=False),
     ]
 )
 
@@ -89,7 +88,7 @@ def read_query_vectors(store: Store, ref: FileRef) -> NDArray[np.float32]:
 
 
 def exact_bucket(
-    store: Store, source: VectorSource, bucket: int, queries: FileRef, placed: FileRef, *, depth: int
+    store: Store, source: VectorSource, bucket: int, queries: FileRef, *, depth: int
 ) -> StageOutput:
     """The nearest documents of each query among the vectors of one bucket.
 
@@ -98,7 +97,6 @@ def exact_bucket(
         source: Live documents and their vectors.
         bucket: Bucket of text hashes.
         queries: File of `write_query_vectors`.
-        placed: The bucket's file of `place_bucket`, to say which list holds each neighbour.
         depth: Documents per query.
 
     Returns:
@@ -114,9 +112,8 @@ def exact_bucket(
         for block, found in zip(blocks, best, strict=True):
             found.add(np.arange(seen, seen + len(vectors)), wanted[block] @ vectors.T, _ids(rows))
         seen += len(vectors)
-    lists = read_columns(store, placed.path, ["vector_id", LIST_NO])
     candidates = [one for found in best for one in found.candidates()]
-    table = _found(pa.concat_tables(names), candidates, lists) if names else EXACT.empty_table()
+    table = _found(pa.concat_tables(names), candidates) if names else EXACT.empty_table()
     ref = write_table(store, "scratch/exact", EXACT, [table])
     return StageOutput(files={"exact": ref}, numbers={"rows": ref.rows})
 
@@ -125,16 +122,12 @@ def _ids(rows: pa.Table) -> NDArray[np.uint8]:
     return hash_keys(rows["vector_id"]).view(np.uint8).reshape(-1, 16)
 
 
-def _found(names: pa.Table, best: Sequence[Candidates], lists: pa.Table) -> pa.Table:
-    """Rows of EXACT: the candidates of each query, by name and list."""
+def _found(names: pa.Table, best: Sequence[Candidates]) -> pa.Table:
+    """Rows of EXACT: the candidates of each query, by name."""
     rows = names.take(pa.array(np.concatenate([b.places for b in best])))
     queries = np.repeat(np.arange(len(best), dtype=np.int32), [len(b.places) for b in best])
     scores = np.concatenate([b.scores for b in best])
-    keys = hash_keys(lists["vector_id"])
-    order = np.argsort(keys)
-    places = order[np.searchsorted(keys, hash_keys(rows["vector_id"]), sorter=order)]
-    list_no = pa.array(lists[LIST_NO].to_numpy()[places])
-    columns = [pa.array(queries), rows["vector_id"], rows["doc_id"], pa.array(scores), list_no]
+    columns = [pa.array(queries), rows["vector_id"], rows["doc_id"], pa.array(scores)]
     return pa.table(columns, schema=EXACT)
 
 
@@ -143,8 +136,8 @@ class ExactNeighbours:
     """Exact ranking of one query."""
 
     doc_ids: tuple[str, ...]
-    list_nos: tuple[int, ...]
-    """Posting list of each neighbour."""
+    vector_ids: tuple[bytes, ...]
+    """The nearest vector of each."""
 
 
 def merge_exact(
@@ -160,9 +153,9 @@ def merge_exact(
         kept = [start + best_documents(ids[start:stop], scores[start:stop], depth) for start, stop in spans]
         best = both.take(pa.array(np.concatenate(kept)))
     edges = np.searchsorted(best["query"].to_numpy(), np.arange(num_queries + 1))
-    doc_ids, list_nos = best["doc_id"].to_pylist(), best["list_no"].to_pylist()
+    doc_ids, vector_ids = best["doc_id"].to_pylist(), best["vector_id"].to_pylist()
     return [
-        ExactNeighbours(tuple(doc_ids[start:stop]), tuple(list_nos[start:stop]))
+        ExactNeighbours(tuple(doc_ids[start:stop]), tuple(vector_ids[start:stop]))
         for start, stop in itertools.pairwise(edges)
     ]
 
@@ -199,24 +192,30 @@ def measure_search(
     }
 
 
-def measure_probes(
-    reader: IndexReader, queries: NDArray[np.float32], *, k: int, probes: int
+def measure_setting(
+    reader: IndexReader, queries: NDArray[np.float32], *, k: int, probing: Probing, rerank: int
 ) -> tuple[list[list[str]], dict[str, float]]:
-    """Rankings of an index at a number of probes, and what of their cost does not differ from run to run.
+    """Rankings of an index with another rule and depth than its own, and what of their cost does not differ from run to run.
 
     Args:
         reader: The index.
         queries: (q, d) unit vectors.
         k: Documents per query.
-        probes: Posting lists per query.
+        probing: The rule.
+        rerank: The depth.
 
     Returns:
-        doc_ids of each query, best first; costs: scanned_fraction, and bytes_per_query of the first `CURVE_COST_QUERIES`.
+        doc_ids of each query, best first; costs: lists_per_query, scanned_fraction, and bytes_per_query of the first
+        `CURVE_COST_QUERIES`.
     """
-    found = reader.search(queries, k=k, probes=probes)
-    alone = [reader.search(query, k=k, probes=probes).stats for query in queries[:CURVE_COST_QUERIES]]
+    found = reader.search(queries, k=k, probing=probing, rerank=rerank)
+    alone = [
+        reader.search(query, k=k, probing=probing, rerank=rerank).stats
+        for query in queries[:CURVE_COST_QUERIES]
+    ]
     rows = sum(partition.rows for partition in reader.manifest.partitions)
     return [[hit.doc_id for hit in hits] for hits in found], {
+        "lists_per_query": found.stats.lists_probed / len(queries),
         "scanned_fraction": found.stats.rows_scanned / (rows * len(queries)),
         "bytes_per_query": mean([float(stats.bytes_read) for stats in alone]),
     }

@@ -1,28 +1,42 @@
 """The build stages of a run: binarizer and heads are trained, rows placed and cut into segments, the partition finished."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pipeline.artifacts import FileRef, IndexManifest, Plan, SearchDefaults, StageOutput
-from pipeline.config import Config
+import numpy as np
+
+from pipeline.artifacts import FileRef, IndexManifest, Partition, Plan, SearchDefaults, StageOutput
+from pipeline.config import SizedConfig
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
-from pipeline.execution.learning import AskedPairs, BinarizerInForce, Parent, binarizer_in_force
+from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
-from pipeline.index.stage import (
-    VectorSource,
-    build_segment,
+from pipeline.index.growing import (
     cut_sample,
-    finish_layout,
-    finish_partition,
     grow_branches,
-    place_bucket,
+    members_of,
+    read_tree,
+    recentre,
+    segments_of,
+    snap_heads,
+    sort_sample,
     train_index,
 )
-from pipeline.index.training import grown_rows, sample_rows
+from pipeline.index.sizing import server_bytes
+from pipeline.index.stage import (
+    Built,
+    build_segment,
+    finish_partition,
+    graph_heads,
+    place_bucket,
+    settle_segment,
+)
+from pipeline.index.training import ROUNDS, Layout, grown_rows, sample_rows
+from pipeline.index.vectors import VectorSource
+from pipeline.postings import EXACT_HEADS, MOST_ENTRIES, MOST_MARGIN
 from pipeline.storage import Store
 from pipeline.tables import read_columns
 
@@ -37,32 +51,35 @@ def build_index(
     source: VectorSource,
     parent: Parent | None,
     asked: AskedPairs | None,
-) -> tuple[tuple[FileRef, ...], IndexManifest]:
-    """Train, place, build; the manifest has every list as its number of probes until the index is judged."""
+) -> IndexManifest:
+    """Train, place, settle, build; the manifest probes every list until the index is judged."""
     config = session.config
     binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
-    trained = _train(session, documents, source, encoder, binarizer)
+    trees, layout = _layout(session, documents, source, encoder)
+    card = binarizer.files["binarizer"]
     inputs = {
         "texts": digest(documents.texts),
         "encoder": encoder.fingerprint,
         "attributes": plan.attributes,
-        "trained": trained.files,
+        "layout": digest(
+            {"trees": trees, "segments": layout.segments.tolist()}
+            | {
+                name: getattr(layout, name)
+                for name in ("rows_per_list", "max_replicas", "real_heads", "seed")
+            }
+        ),
+        "binarizer": card,
     }
-    shared = {"source": source, "trained_files": trained.files}
-    places = _of_buckets("place", inputs, place_bucket, shared, source, source.cache.buckets)
-    placed = tuple(output.files["placed"] for output in session.outputs("place", places))
-    shape = digest({"placed": placed, "attributes": plan.attributes})
-    parts = {"placed": placed, "attributes": plan.attributes}
-    segments = [
-        Task("build", {"of": shape, "segment": no}, partial(build_segment, segment_no=no), parts)
-        for no in range(int(trained.numbers["segments"]))
-    ]
-    built = session.outputs("build", segments)
+    built = _segments(session, source, inputs, layout, card)
     with session.timed("build"):
         partition = finish_partition(
-            session.store, built, trained.files, space=encoder.fingerprint, origin=binarizer.origin
+            session.store, built, binarizer.files, space=encoder.fingerprint, origin=binarizer.origin
         )
-    manifest = IndexManifest(
+    if partition.heads.rows > EXACT_HEADS:
+        graph = Task("graph", {"heads": partition.heads}, partial(graph_heads, heads=partition.heads))
+        (linked,) = session.outputs("build", [graph])
+        partition = partition.model_copy(update={"head_graph": linked.files["graph"]})
+    return IndexManifest(
         index="",
         corpus=config.corpus.identity,
         plan=plan.fingerprint,
@@ -75,24 +92,108 @@ def build_index(
         num_documents=documents.documents,
         condemned=tuple(source.condemned.values()),
         partitions=(partition,),
-        search=SearchDefaults(probes=int(trained.numbers["lists"]), rerank=config.search.rerank),
-        statistics=_list_statistics(session.store, partition.directory),
+        search=SearchDefaults(lists=partition.heads.rows, margin=MOST_MARGIN, rerank=0),
+        statistics=_list_statistics(session.store, partition, built, planned=len(layout.heads)),
     )
-    return placed, manifest
 
 
-def _train(
+def _segments(
+    session: Session,
+    source: VectorSource,
+    inputs: Mapping[str, Any],
+    layout: Layout,
+    card: FileRef,
+) -> list[Built]:
+    """Rows to the segments of their lists, entries to those of the lists that they are in.
+
+    Args:
+        session: The run.
+        source: Live documents and their vectors.
+        inputs: What determines the placed rows.
+        layout: Lists and segments.
+        card: Of the binarizer.
+    """
+    shared: dict[str, Any] = {"source": source, "layout": layout, "binarizer_file": card}
+    places = _of_buckets("place", inputs, place_bucket, shared, source, source.cache.buckets)
+    placed = tuple(output.files["placed"] for output in session.outputs("place", places))
+    numbers = range(int(layout.segments.max()) + 1)
+    of = digest({"placed": placed, "attributes": source.attributes, "layout": inputs["layout"]})
+    shared = {"placed": placed, "attributes": source.attributes, "layout": layout}
+    settled = session.outputs(
+        "build",
+        [
+            Task("settle", {"of": of, "segment": no}, partial(settle_segment, segment_no=no), shared)
+            for no in numbers
+        ],
+    )
+    entries = tuple(output.files["entries"] for output in settled)
+    sizes = np.array([output.files["vectors"].rows for output in settled])
+    lists = sum(int(output.numbers["lists"]) for output in settled)
+    mean_entries = max(sum(ref.rows for ref in entries) / max(lists, 1), layout.rows_per_list)
+    shared = {
+        "entries": entries,
+        "first_rows": tuple((np.cumsum(sizes) - sizes).tolist()),
+        "binarizer_file": card,
+        "most": math.floor(MOST_ENTRIES * mean_entries),
+    }
+    of = digest(shared)
+    tasks = [
+        Task(
+            "build",
+            {"of": of, "lists": output.files["lists"], "segment": no},
+            partial(build_segment, lists=output.files["lists"], segment_no=no),
+            shared,
+        )
+        for no, output in zip(numbers, settled, strict=True)
+    ]
+    return [Built(*pair) for pair in zip(settled, session.outputs("build", tasks), strict=True)]
+
+
+def _layout(
+    session: Session, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+) -> tuple[tuple[FileRef, ...], Layout]:
+    """The first level in one task, the second by groups of branches, then rounds over all heads.
+
+    Returns:
+        Files of branches and heads, which determine the tree, and the layout.
+    """
+    config = session.config
+    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
+    branches = trunk.files["branches"]
+    cut = _cut(session, documents, source, encoder, branches)
+    grown = _grow(session, branches, cut, groups=int(trunk.numbers["groups"]))
+    heads = tuple(output.files["heads"] for output in grown)
+    samples = tuple(output.files["sample"] for output in grown)
+    if len(heads) > 1:
+        heads = _rounds(session, branches, samples, heads)
+    if config.layout.heads == "vectors":
+        snap = [
+            Task("snap", {"sample": sample, "heads": ref}, partial(snap_heads, sample=sample, heads=ref))
+            for sample, ref in zip(samples, heads, strict=True)
+        ]
+        heads = tuple(output.files["heads"] for output in session.outputs("train", snap))
+    with session.timed("train"):
+        return (branches, *heads), Layout(
+            grown=read_tree(session.store, branches, heads),
+            segments=segments_of(
+                session.store, heads, num_vectors=documents.vectors, segment_rows=config.layout.segment_rows
+            ),
+            rows_per_list=config.layout.rows_per_list,
+            max_replicas=config.layout.max_replicas,
+            real_heads=config.layout.heads == "vectors",
+            seed=config.seed,
+        )
+
+
+def _cut(
     session: Session,
     documents: DocumentFiles,
     source: VectorSource,
     encoder: EncoderInForce,
-    binarizer: BinarizerInForce,
-) -> StageOutput:
-    """Heads: the first level in one task, the second level by groups of branches; and the binarizer beside them."""
-    config = session.config
-    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
-    branches = trunk.files["branches"]
-    share = grown_rows(documents.vectors, config.layout) / documents.vectors
+    branches: FileRef,
+) -> tuple[FileRef, ...]:
+    """The second sample, by group of branches."""
+    share = grown_rows(documents.vectors, session.config.layout) / documents.vectors
     inputs = {
         "texts": digest(documents.texts),
         "encoder": encoder.fingerprint,
@@ -102,31 +203,55 @@ def _train(
     shared: dict[str, Any] = {"source": source, "branches": branches, "share": share}
     sampled = min(source.cache.buckets, math.ceil(share * source.cache.buckets))
     cuts = _of_buckets("cut", inputs, cut_sample, shared, source, sampled)
-    samples = tuple(output.files["sample"] for output in session.outputs("train", cuts))
-    shared = {
+    return tuple(output.files["sample"] for output in session.outputs("train", cuts))
+
+
+def _grow(
+    session: Session, branches: FileRef, samples: tuple[FileRef, ...], *, groups: int
+) -> list[StageOutput]:
+    shared: dict[str, Any] = {
         "samples": samples,
         "branches": branches,
-        "max_rows": config.layout.max_train_rows,
-        "seed": config.seed,
+        "max_rows": session.config.layout.max_train_rows,
+        "rounds": ROUNDS if groups == 1 else 0,
+        "seed": session.config.seed,
     }
-    groups = [
-        Task(
-            "grow",
-            {"of": digest(shared), "group": group},
-            partial(grow_branches, group=group),
-            shared,
-        )
-        for group in range(int(trunk.numbers["groups"]))
+    of = digest(shared)
+    tasks = [
+        Task("grow", {"of": of, "group": group}, partial(grow_branches, group=group), shared)
+        for group in range(groups)
     ]
-    grown = [output.files["heads"] for output in session.outputs("train", groups)]
-    with session.timed("train"):
-        return finish_layout(
-            session.store,
-            {**trunk.files, **binarizer.files},
-            grown,
-            num_vectors=documents.vectors,
-            segment_rows=config.layout.segment_rows,
-        )
+    return session.outputs("train", tasks)
+
+
+def _rounds(
+    session: Session,
+    branches: FileRef,
+    samples: tuple[FileRef, ...],
+    heads: tuple[FileRef, ...],
+) -> tuple[FileRef, ...]:
+    """Rounds over all branches: what the lists hold, by group of the sample; new heads, by group of the lists."""
+    of_list = np.repeat(np.arange(len(heads), dtype=np.int32), [ref.rows for ref in heads])
+    mean_rows = sum(ref.rows for ref in samples) / len(of_list)
+    for _ in range(ROUNDS):
+        with session.timed("train"):
+            grown = read_tree(session.store, branches, heads)
+        of = digest({"branches": branches, "heads": heads})
+        shared: dict[str, Any] = {"grown": grown, "group_of_list": of_list}
+        sort = [
+            Task("sort", {"of": of, "sample": sample}, partial(sort_sample, sample=sample), shared)
+            for sample in samples
+        ]
+        sorted_ = session.outputs("train", sort)
+        shared |= {"mean_rows": mean_rows}
+        move = []
+        for group in range(len(heads)):
+            members = tuple(one.files["members"] for one in sorted_ if members_of(group) in one.numbers)
+            inputs = {"of": of, "members": members, "group": group, "mean_rows": mean_rows}
+            call = partial(recentre, group=group, members=members)
+            move.append(Task("recentre", inputs, call, shared))
+        heads = tuple(output.files["heads"] for output in session.outputs("train", move))
+    return heads
 
 
 def _of_buckets(
@@ -150,7 +275,7 @@ def _of_buckets(
 
 
 def _trunk_task(
-    config: Config, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+    config: SizedConfig, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
 ) -> Task:
     """The first level of the heads' tree, on the first sample."""
     arguments: dict[str, Any] = {
@@ -163,13 +288,26 @@ def _trunk_task(
     return Task("train", {**inputs, **arguments}, partial(train_index, source=source, **arguments))
 
 
-def _list_statistics(store: Store, directory: FileRef) -> dict[str, float]:
-    sizes = read_columns(store, directory.path, ["num_entries"])["num_entries"].to_numpy()
-    return {
-        "lists": float(len(sizes)),
-        "list_rows_mean": float(sizes.mean()),
-        "list_rows_max": float(sizes.max()),
-        "list_rows_cv": float(sizes.std() / sizes.mean()),
+def _list_statistics(
+    store: Store, partition: Partition, built: Sequence[Built], *, planned: int
+) -> dict[str, float]:
+    """How even the lists are: with copies and, as `primaries`, without. `planned`: lists before any was split."""
+    directory = read_columns(store, partition.directory.path, ["num_entries", "num_primaries"])
+    found = {"lists": float(directory.num_rows)}
+    for name, column in (("list_rows", "num_entries"), ("primaries", "num_primaries")):
+        sizes = directory[column].to_numpy()
+        found |= {
+            f"{name}_mean": float(sizes.mean()),
+            f"{name}_max": float(sizes.max()),
+            f"{name}_cv": float(sizes.std() / sizes.mean()),
+        }
+    made = sum(int(one.settled.numbers["lists"]) for one in built)
+    split = sum(int(one.settled.numbers["split"]) for one in built)
+    return found | {
+        "lists_split": float(split),
+        "lists_without_vectors": float(planned - made + split),
+        "replicas_per_vector": float(directory["num_entries"].to_numpy().sum() / partition.rows),
+        "replicas_dropped": float(sum(one.built.numbers["dropped"] for one in built)),
     }
 
 
@@ -177,7 +315,7 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
     """Bytes and list sizes, for the summary."""
     files = [ref for p in manifest.partitions for s in p.segments for ref in (s.lists,)]
     scanned = sum(ref.bytes for ref in files) + sum(
-        p.heads.bytes + p.directory.bytes for p in manifest.partitions
+        sum(ref.bytes for ref in p.navigation) for p in manifest.partitions
     )
     vectors = sum(s.vectors.bytes for p in manifest.partitions for s in p.segments)
     documents = max(manifest.num_documents, 1)
@@ -200,5 +338,8 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
             4 * manifest.dims * sum(p.rows for p in manifest.partitions) / documents, 1
         ),
         "lists": int(manifest.statistics["lists"]),
+        "server_memory_mb": math.ceil(server_bytes(int(manifest.statistics["lists"]), manifest.dims) / 2**20),
         "list_rows_cv": round(manifest.statistics["list_rows_cv"], 3),
+        "primaries_cv": round(manifest.statistics["primaries_cv"], 3),
+        "replicas_per_vector": round(manifest.statistics["replicas_per_vector"], 4),
     }

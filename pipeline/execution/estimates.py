@@ -12,16 +12,31 @@ from pipeline.artifacts import Plan
 from pipeline.binarization.choosing import FEWEST_ROWS
 from pipeline.binarization.levels import DEFAULT_CODE_BYTES, MAX_LEVELS
 from pipeline.clustering import SEARCHED_BRANCHES
-from pipeline.config import BinarizerConfig, Config
+from pipeline.clustering.assignment import PAIRS_PER_BLOCK, SCORES_PER_BLOCK
+from pipeline.config import (
+    BinarizerConfig,
+    Config,
+    SizedConfig,
+    SizedLayout,
+)
 from pipeline.errors import ConfigError
 from pipeline.evaluation.judging import NEIGHBOURS, TUNING_QUERIES
 from pipeline.evaluation.stage import QUERY_BLOCK as EXACT_BLOCK
+from pipeline.index.reader import ENTRIES_AT_ONCE, GATHERED
 from pipeline.index.reader import QUERY_BLOCK as SEARCH_BLOCK
-from pipeline.index.stage import SLICE_ROWS
-from pipeline.index.training import GROUP_ROWS, branch_count, grown_rows, most_pairs, sample_rows
-from pipeline.postings import list_count
+from pipeline.index.sizing import Sizing, longest_lists, propose_sizing
+from pipeline.index.training import (
+    ROUNDS,
+    branch_count,
+    grown_rows,
+    most_pairs,
+    rows_per_group,
+    sample_rows,
+)
+from pipeline.index.vectors import SLICE_ROWS
+from pipeline.postings import EXACT_HEADS, LINK_BYTES, list_count
 
-__all__ = ["Estimate", "check_fits", "estimate", "expected_vectors"]
+__all__ = ["Estimate", "Serving", "check_fits", "estimate", "expected_vectors", "sized"]
 
 MB = 1024 * 1024
 
@@ -64,6 +79,10 @@ STEP_ROWS = 2200
 """Vectors whose codes one step of that training makes."""
 KMEANS_ITERATIONS = 12
 JUDGED_QUERIES = 700
+COPIES = 0.75
+"""Further entries of a vector with every doubling of `max_replicas`: 1.7 of 2 and 2.3 of 4 were measured."""
+MOST_VECTORS = 2**31 - 1
+"""Rows of a partition are numbered in 32 bits."""
 SKEW = 1.5
 """Rows of a large branch, in units of the mean."""
 
@@ -89,7 +108,7 @@ class Estimate:
 
 def estimate(
     plan: Plan,
-    config: Config,
+    config: SizedConfig,
     *,
     dims: int,
     text_buckets: int,
@@ -122,6 +141,83 @@ def estimate(
     )
 
 
+@dataclass(frozen=True)
+class Serving:
+    """What a release will ask of the servers that read it."""
+
+    storage: str
+    lists: int
+    rows_per_list: int
+    max_replicas: int
+    code_bytes: int
+    memory_mb: int
+    """Of heads, directory and binarizer, libraries and filters not counted."""
+
+
+def sized(plan: Plan, config: Config, *, dims: int) -> tuple[SizedConfig, Serving]:
+    """Settle the sizes that the configuration leaves open.
+
+    Args:
+        plan: The frozen shard plan.
+        config: The run.
+        dims: Width of the vectors.
+
+    Raises:
+        ConfigError: A server would need more memory than it is allowed; the message says how long lists would have to be.
+    """
+    serving, layout = config.serving, config.layout
+    vectors = expected_vectors(plan, config)
+    _check_addressable(vectors, config, dims)
+    allowed = None if serving.memory_mb is None else serving.memory_mb * MB
+    found = propose_sizing(
+        vectors,
+        dims,
+        storage=serving.storage,
+        memory_bytes=allowed,
+        rows_per_list=layout.rows_per_list,
+        max_replicas=layout.max_replicas,
+    )
+    _check_server(found, config, propose_sizing(vectors, dims, storage=serving.storage, memory_bytes=allowed))
+    sizes = {"rows_per_list": found.rows_per_list, "max_replicas": found.max_replicas}
+    settled = SizedConfig(**dict(config) | {"layout": SizedLayout(**dict(layout) | sizes)})
+    code = _code_shape(config.binarizer, dims)
+    return settled, Serving(
+        storage=serving.storage,
+        lists=found.lists,
+        **sizes,
+        code_bytes=code.num_bytes,
+        memory_mb=math.ceil(found.server_bytes / MB),
+    )
+
+
+def _check_addressable(vectors: int, config: Config, dims: int) -> None:
+    """Refuse what the numbers and the row groups of our files cannot hold."""
+    if vectors > MOST_VECTORS:
+        problem = f"has about {vectors:,} vectors; a release holds at most {MOST_VECTORS:,}"
+        raise ConfigError("corpus", problem, "cut the corpus into several roots")
+    asked, most = config.layout.rows_per_list, longest_lists(dims)
+    if asked is not None and asked > most:
+        problem = f"must be at most {most} for vectors of {dims} dimensions, found {asked}"
+        raise ConfigError("layout.rows_per_list", problem, "lower it")
+
+
+def _check_server(found: Sizing, config: Config, free: Sizing) -> None:
+    """Refuse sizes whose heads do not fit a server; `free` are those that strata would choose."""
+    allowed = config.serving.memory_mb
+    need = math.ceil(found.server_bytes / MB)
+    if allowed is None or need <= allowed:
+        return
+    remedy = "raise serving.memory_mb"
+    if config.layout.rows_per_list is not None and free.server_bytes <= allowed * MB:
+        remedy = f"raise layout.rows_per_list to {free.rows_per_list}, or {remedy}"
+    what = f"the heads of {found.lists:,} lists of {found.rows_per_list} rows need about {need} MB"
+    raise ConfigError(
+        "serving.memory_mb",
+        f"the release would not fit a server: {what}, allowed are {allowed} MB",
+        remedy,
+    )
+
+
 def _text_per_row(plan: Plan) -> float:
     return plan.text_bytes / max(plan.rows, 1)
 
@@ -135,7 +231,7 @@ def expected_vectors(plan: Plan, config: Config) -> int:
     return plan.rows * max(1, math.ceil(tokens / (chunk.max_tokens - chunk.overlap_tokens)))
 
 
-def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dict[str, float]:
+def _held_bytes(plan: Plan, config: SizedConfig, dims: int, text_buckets: int) -> dict[str, float]:
     """Bytes that one task of each stage holds at once, besides what a worker holds that does nothing."""
     vectors, layout = expected_vectors(plan, config), config.layout
     vector = 4 * dims
@@ -144,10 +240,14 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
     texts = vectors / text_buckets
     lists = list_count(vectors, layout.rows_per_list)
     code = _code_shape(config.binarizer, dims)
-    placed = 2 * dims + code.num_bytes + 100
+    copies = layout.max_replicas
+    placed = 2 * dims + code.num_bytes + 100 + 8 * (copies - 1)
+    entry = code.num_bytes + 40
     block = SLICE_ROWS * vector
     segment = min(vectors, layout.segment_rows)
     branch = SKEW * grown_rows(vectors, layout) / branch_count(lists, sample_rows(vectors, layout))
+    group = min(max(SKEW * rows_per_group(layout), branch), grown_rows(vectors, layout))
+    near = 12 * SCORES_PER_BLOCK + 3 * PAIRS_PER_BLOCK * vector
     queries = config.evaluation.sample_queries + TUNING_QUERIES
     pairs = most_pairs(layout) if config.binarizer.pairs is not None else 0
     held = {
@@ -157,17 +257,26 @@ def _held_bytes(plan: Plan, config: Config, dims: int, text_buckets: int) -> dic
         + 24 * pairs * vector
         + _network_bytes(config.binarizer, dims, code),
         "train": 5 * sample_rows(vectors, layout) * vector,
-        "cut": 3 * texts * (2 * dims + 100) + 3 * block,
-        "grow": 2 * max(GROUP_ROWS, branch) * 2 * dims + 6 * min(branch, layout.max_train_rows) * vector,
-        "place": 3.6 * texts * placed + 2 * lists * vector + 4 * block,
-        "build": 3 * segment * placed,
+        "cut": 3 * texts * (2 * dims + 100) + 3 * block + near,
+        "grow": 3 * group * vector + 6 * min(branch, layout.max_train_rows) * vector + near,
+        "sort": 3 * group * vector + near,
+        "recentre": 8 * 2 * group / layout.train_rows_per_list * vector,
+        "place": 3.6 * texts * placed + 4 * block + near,
+        "settle": 3.5 * segment * placed + 2 * segment * copies * entry,
+        "build": 5 * segment * copies * entry,
         "exact": 2 * texts * 100 + 3 * block + SLICE_ROWS * min(queries, EXACT_BLOCK) * 8,
         "driver": 3 * lists * vector
         + 3 * min(queries, SEARCH_BLOCK) * lists * 4
+        + 24 * GATHERED * min(queries, SEARCH_BLOCK)
+        + 2 * ENTRIES_AT_ONCE * entry
         + len(plan.shards) * 2000
         + queries * (3 * NEIGHBOURS * 150 + 2 * vector)
         + 3 * pairs * (vector + 200),
     }
+    if layout.heads == "vectors":
+        held["snap"] = 3 * group * vector
+    if lists > EXACT_HEADS:
+        held["graph"] = lists * (3 * vector + LINK_BYTES)
     if pairs:
         held |= {"wanted": 3 * texts * 150 + 3 * block + 3 * pairs * vector, "pairs": 6 * pairs * vector}
     if plan.embedding_dims:
@@ -200,17 +309,27 @@ def _network_bytes(config: BinarizerConfig, dims: int, code: _CodeShape) -> floa
     return 4.0 * (5 * parameters + values)
 
 
-def _bytes(plan: Plan, config: Config, dims: int) -> int:
+def _bytes(plan: Plan, config: SizedConfig, dims: int) -> int:
+    vectors, layout = expected_vectors(plan, config), config.layout
     text = plan.text_bytes * CONSTANTS.compression + plan.rows * 60
     code = _code_shape(config.binarizer, dims).num_bytes
-    per_row = (4 * dims + 16) + 2 * (2 * dims + 40) + 2 * (code + 8)
+    entries = 1 + COPIES * math.log2(layout.max_replicas)
+    # The cache, placed and settled vectors, entries on their way and in their lists.
+    per_vector = (4 * dims + 16) + 2 * (2 * dims + 40) + code + entries * (2 * code + 40)
     given = 2 * 4 * dims * plan.rows if plan.embedding_dims else 0
     units = 0 if plan.embedding_dims else plan.text_bytes * CONSTANTS.compression
-    return int(3 * text + units + plan.rows * per_row + given)
+    return int(3 * text + units + vectors * per_vector + given + _training_bytes(vectors, layout, dims))
+
+
+def _training_bytes(vectors: int, layout: SizedLayout, dims: int) -> float:
+    """Samples, twice, and the heads; with several groups, those and sums of their members after each round."""
+    grown, lists = grown_rows(vectors, layout), list_count(vectors, layout.rows_per_list)
+    rounds = ROUNDS if grown > rows_per_group(layout) else 0
+    return 2 * grown * 2 * dims + lists * dims * (8 + rounds * (4 + 1.5 * 8))
 
 
 def _seconds(
-    plan: Plan, config: Config, dims: int, text_buckets: int, cpus: int, tokens_per_s: float
+    plan: Plan, config: SizedConfig, dims: int, text_buckets: int, cpus: int, tokens_per_s: float
 ) -> float:
     vectors = expected_vectors(plan, config)
     lists = list_count(vectors, config.layout.rows_per_list)
@@ -219,6 +338,7 @@ def _seconds(
     near = min(lists, branches + SEARCHED_BRANCHES * lists / branches)
     kmeans = 2.0 * dims * KMEANS_ITERATIONS / CONSTANTS.flops_per_s
     train = kmeans * (sample * branches + grown * lists / branches / cpus)
+    train += 2.0 * dims * ROUNDS * grown * near / CONSTANTS.flops_per_s / cpus
     products = 2.0 * vectors * dims * (near + JUDGED_QUERIES) / CONSTANTS.flops_per_s / cpus
     rows = plan.rows / CONSTANTS.rows_per_s / cpus
     learn = _learning_seconds(sample, dims, config) if _is_learned(vectors, config) else 0.0
@@ -231,7 +351,7 @@ def _seconds(
     return CONSTANTS.start_s + learn + train + products + rows + tasks + encode
 
 
-def _is_learned(vectors: int, config: Config) -> bool:
+def _is_learned(vectors: int, config: SizedConfig) -> bool:
     """Whether there is more to a binarizer than its closed form."""
     return config.binarizer.method != "rotation" and sample_rows(vectors, config.layout) >= FEWEST_ROWS
 
@@ -248,13 +368,17 @@ def _learning_seconds(sample: int, dims: int, config: Config) -> float:
 
 SHRINKING = {
     "read": "lower corpus.shard_rows",
+    "settle": "lower layout.segment_rows",
     "build": "lower layout.segment_rows",
     "wanted": "lower layout.max_train_rows",
     "pairs": "lower layout.max_train_rows",
     "learn": "lower layout.max_train_rows",
     "train": "lower layout.max_train_rows",
     "grow": "lower layout.max_train_rows",
-    "place": "raise layout.rows_per_list",
+    "sort": "lower layout.max_train_rows",
+    "snap": "lower layout.max_train_rows",
+    "recentre": "lower layout.max_train_rows",
+    "graph": "raise layout.rows_per_list",
     "driver": "raise layout.rows_per_list",
 }
 """What makes the tasks of a stage smaller, where a setting does."""

@@ -26,7 +26,7 @@ from pipeline.artifacts import (
     ReleaseRecord,
     arrow_schema,
 )
-from pipeline.config import Config
+from pipeline.config import Config, SizedConfig
 from pipeline.corpus import (
     count_changes,
     count_reasons,
@@ -44,7 +44,7 @@ from pipeline.execution.building import build_index, index_sizes
 from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
-from pipeline.execution.estimates import Estimate, check_fits, estimate, expected_vectors
+from pipeline.execution.estimates import Estimate, Serving, check_fits, estimate, expected_vectors, sized
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import Parent, read_pairs
 from pipeline.execution.ledger import Ledger
@@ -54,7 +54,7 @@ from pipeline.execution.session import Session
 from pipeline.execution.work import StoreSpec, versions
 from pipeline.filters import parse_filter
 from pipeline.index.condemned import drop_condemned
-from pipeline.index.stage import VectorSource
+from pipeline.index.vectors import VectorSource
 from pipeline.release import (
     Lease,
     claim_root,
@@ -126,7 +126,7 @@ def run(
             return _unchanged(same, time.perf_counter() - start)
         write_plan(store, prepared.plan)
         ledger.seconds["plan"] = round(time.perf_counter() - start, 3)
-        with _session(config, spec, runner_of, lease, prepared, ledger) as session:
+        with _session(spec, runner_of, lease, prepared, ledger) as session:
             summary = _build_and_publish(session, prepared, started_at)
         mark_plan_done(store, prepared.plan)
     return summary
@@ -134,7 +134,6 @@ def run(
 
 @contextmanager
 def _session(
-    config: Config,
     spec: StoreSpec,
     runner_of: Callable[[], Any],
     lease: Lease,
@@ -143,6 +142,7 @@ def _session(
 ) -> Iterator[Session]:
     """Start the runner, and what watches the run."""
     start = time.perf_counter()
+    config = prepared.config
     with runner_of() as runner, PeakMemory() as memory:
         ledger.metrics = runner.metrics(config.corpus.identity)
         ledger.seconds["start"] = round(time.perf_counter() - start, 3)
@@ -156,6 +156,8 @@ class _Prepared:
 
     plan: Plan
     encoder: EncoderInForce
+    config: SizedConfig
+    serving: Serving
     cost: Estimate
     redrives: Redrives
     inputs: str
@@ -168,15 +170,16 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     _check_examples(config, plan, encoder)
     buckets = bucket_count(store, encoder.fingerprint, expected_vectors(plan, config))
     cpus = config.ray.num_cpus or os.cpu_count() or 1
-    cost = estimate(plan, config, dims=encoder.dims, text_buckets=buckets, cpus=cpus)
+    settled, serving = sized(plan, config, dims=encoder.dims)
+    cost = estimate(plan, settled, dims=encoder.dims, text_buckets=buckets, cpus=cpus)
     ledger.facts |= {"plan": plan.fingerprint, "estimate": cost.as_dict()}
     structlog.get_logger().info(
         "planned", plan=plan.fingerprint, rows=plan.rows, shards=len(plan.shards), encoder=encoder.label
     )
-    check_fits(cost, config)
+    check_fits(cost, settled)
     redrives = read_redrives(store, encoder.fingerprint)
-    inputs = _inputs_key(config, plan, encoder, redrives=len(redrives))
-    return _Prepared(plan, encoder, cost, redrives, inputs)
+    inputs = _inputs_key(settled, plan, encoder, redrives=len(redrives))
+    return _Prepared(plan, encoder, settled, serving, cost, redrives, inputs)
 
 
 def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepared) -> ReleaseRecord | None:
@@ -230,7 +233,7 @@ def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
     }
 
 
-def _inputs_key(config: Config, plan: Plan, encoder: EncoderInForce, *, redrives: int) -> str:
+def _inputs_key(config: SizedConfig, plan: Plan, encoder: EncoderInForce, *, redrives: int) -> str:
     """Fingerprint of everything that determines the release.
 
     Which texts are condemned is found by the work itself; it changes with the plan, the encoder and the redrives alone.
@@ -290,8 +293,8 @@ def _build_and_publish(
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-    placed, manifest = build_index(session, plan, encoder, documents, source, parent, asked)
-    manifest, measured = judge(session, encoder, questions, manifest, source, placed)
+    manifest = build_index(session, plan, encoder, documents, source, parent, asked)
+    manifest, measured = judge(session, encoder, questions, manifest, source)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,
@@ -308,6 +311,7 @@ def _build_and_publish(
         "plan": plan.fingerprint,
         "inputs": prepared.inputs,
         "estimate": prepared.cost.as_dict(),
+        "serving": asdict(prepared.serving),
         **_provenance(session.config),
         "skipped": False,
     }

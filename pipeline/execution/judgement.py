@@ -1,7 +1,6 @@
-"""Judging an index before it is published: exact neighbours, the number of probes, recall, nDCG and costs."""
+"""Judging an index before it is published: exact neighbours, how far a search looks, recall, nDCG and costs."""
 
 import hashlib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,22 +11,21 @@ import structlog
 import threadpoolctl
 from numpy.typing import NDArray
 
-from pipeline import postings
-from pipeline.artifacts import FileRef, IndexManifest, SearchDefaults
+from pipeline.artifacts import IndexManifest, SearchDefaults, SearchPoint
 from pipeline.errors import DataError
 from pipeline.evaluation.judging import (
     NEIGHBOURS,
     TUNING_QUERIES,
+    curve_points,
     judge_against_exact,
     judge_against_qrels,
-    probe_ladder,
 )
 from pipeline.evaluation.queries import Queries, read_qrels, read_queries
 from pipeline.evaluation.stage import (
     ExactNeighbours,
     exact_bucket,
-    measure_probes,
     measure_search,
+    measure_setting,
     merge_exact,
     rank,
     write_query_vectors,
@@ -38,7 +36,18 @@ from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.reader import IndexReader
-from pipeline.index.stage import VectorSource, sample_vectors
+from pipeline.index.vectors import VectorSource, sample_vectors
+from pipeline.postings import (
+    MOST_MARGIN,
+    WANTED,
+    Probing,
+    Scanned,
+    Setting,
+    choose_setting,
+    frontier,
+    rules_for,
+    settings_of,
+)
 from pipeline.storage import canonical_json
 
 __all__ = ["Questions", "judge", "read_questions"]
@@ -46,7 +55,13 @@ __all__ = ["Questions", "judge", "read_questions"]
 FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
 CURVE_QUERIES = 200
-"""Reported queries on which recall is measured at other numbers of probes."""
+"""Reported queries on which recall is measured at other settings."""
+SCANNED_LISTS = 128
+"""Posting lists that a tuning query scans at first; four times as many where these do not hold what is wanted."""
+SCANNED_ENTRIES = 1 << 20
+"""Entries that a tuning query scans at most, about."""
+DEPTHS = (10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
+"""Re-rank depths to choose from."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,7 @@ class _Judged:
     recall_queries: tuple[str, ...]
     """Those held against exact search."""
     tuning: NDArray[np.float32]
-    """(t, d) queries that choose the number of probes."""
+    """(t, d) queries that choose how far a search looks."""
     tuned_on_documents: bool
     qrels: Mapping[str, Mapping[str, float]]
 
@@ -136,9 +151,8 @@ def judge(
     questions: Questions | None,
     manifest: IndexManifest,
     source: VectorSource,
-    placed: Sequence[FileRef],
 ) -> tuple[IndexManifest, dict[str, Any]]:
-    """Choose the number of probes on spare queries, then measure the index on the reported ones.
+    """Choose how far a search looks on spare queries, then measure the index on the reported ones.
 
     Args:
         session: The run.
@@ -146,45 +160,51 @@ def judge(
         questions: What `read_questions` found.
         manifest: The index.
         source: What it holds.
-        placed: Files of `place_bucket`, in the order of the buckets.
     """
     judged = _judged_queries(session, questions, source)
-    asked = write_query_vectors(session.store, np.concatenate([judged.vectors, judged.tuning]))
-    inputs = {
-        "texts": digest(source.texts),
-        "encoder": encoder.fingerprint,
-        "queries": asked,
-        "depth": NEIGHBOURS + 1,
-    }
-    shared = {"source": source, "queries": asked, "depth": NEIGHBOURS + 1}
-    tasks = [
-        Task(
-            "exact",
-            {**inputs, "bucket": b, "placed": placed[b], "condemned": source.condemned.get(b)},
-            partial(exact_bucket, bucket=b, placed=placed[b]),
-            shared,
-        )
-        for b in range(source.cache.buckets)
-    ]
-    files = [output.files["exact"] for output in session.outputs("judge", tasks)]
-    # Threads change bits of products, and a bit of a distance can change the number of probes.
+    exact = _exact_neighbours(session, encoder, source, np.concatenate([judged.vectors, judged.tuning]))
+    # Threads change bits of products, and a bit of a distance can change what is chosen.
     with session.timed("judge"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
-        exact = merge_exact(session.store, files, asked.rows, depth=NEIGHBOURS + 1)
-        probes = session.config.search.probes or _tuned_probes(
-            session, judged, exact[len(judged.vectors) :], manifest
-        )
-        search = SearchDefaults(probes=probes, rerank=manifest.search.rerank)
-        manifest = _identified(manifest.model_copy(update={"search": search}))
+        chosen, tried = _tuned(session, judged, exact[len(judged.vectors) :], manifest)
+        manifest = _identified(manifest.model_copy(update={"search": _defaults(chosen, tried)}))
         reader = IndexReader(session.store, manifest)
         numbers = _measure(reader, judged, exact[: len(judged.vectors)])
     with session.timed("curve"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
         curve = _recall_curve(reader, judged, exact[: len(judged.vectors)])
     return manifest, {
         **_rounded(numbers),
-        "probes": probes,
-        "rerank": manifest.search.rerank,
+        "lists_at_most": chosen.probing.lists,
+        "margin": manifest.search.margin,
+        "rerank": chosen.rerank,
+        "tuning_recall": round(chosen.recall, 4),
+        "target_recall": session.config.evaluation.target_recall,
         "recall_curve": curve,
     }
+
+
+def _exact_neighbours(
+    session: Session, encoder: EncoderInForce, source: VectorSource, queries: NDArray[np.float32]
+) -> list[ExactNeighbours]:
+    asked = write_query_vectors(session.store, queries)
+    shared = {"source": source, "queries": asked, "depth": NEIGHBOURS + 1}
+    inputs = {
+        "texts": digest(source.texts),
+        "encoder": encoder.fingerprint,
+        "queries": asked,
+        "depth": NEIGHBOURS + 1,
+    }
+    tasks = [
+        Task(
+            "exact",
+            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
+            partial(exact_bucket, bucket=b),
+            shared,
+        )
+        for b in range(source.cache.buckets)
+    ]
+    files = [output.files["exact"] for output in session.outputs("judge", tasks)]
+    with session.timed("judge"):
+        return merge_exact(session.store, files, asked.rows, depth=NEIGHBOURS + 1)
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -194,18 +214,22 @@ def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 def _recall_curve(
     reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbours]
 ) -> list[dict[str, float]]:
-    """Recall and costs at numbers of probes around the default, at the depth that users search."""
+    """Recall and costs of reported queries at settings around the default, which is one of them."""
     place = {query: i for i, query in enumerate(judged.query_ids)}
     rows = [place[query] for query in judged.recall_queries[:CURVE_QUERIES]]
     asked = judged.subset(rows)
     truth = _without_self(asked, [list(exact[i].doc_ids) for i in rows])
     own = any(name is not None for name in asked.own_documents)
+    default = reader.manifest.search
     curve = []
-    lists = sum(partition.heads.rows for partition in reader.manifest.partitions)
-    for probes in probe_ladder(reader.manifest.search.probes, lists=lists):
-        rankings, costs = measure_probes(reader, asked.vectors, k=10 + own, probes=probes)
+    for point in curve_points(default):
+        probing = Probing(point.lists, point.margin)
+        rankings, costs = measure_setting(
+            reader, asked.vectors, k=10 + own, probing=probing, rerank=point.rerank
+        )
         numbers = costs | judge_against_exact(_without_self(asked, rankings), truth)
-        curve.append({"probes": probes, **_rounded(numbers)})
+        setting = {"lists": point.lists, "margin": round(point.margin, 4), "rerank": point.rerank}
+        curve.append({**setting, **_rounded(numbers)})
     return curve
 
 
@@ -221,21 +245,69 @@ def _measure(reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbou
     return numbers
 
 
-def _tuned_probes(
+def _tuned(
     session: Session, judged: _Judged, exact: Sequence[ExactNeighbours], manifest: IndexManifest
-) -> int:
-    """Fewest probes that reach the lists of the wanted share of true neighbours, and hold the least number of rows."""
-    heads = IndexReader(session.store, manifest).heads()
+) -> tuple[Setting, list[Setting]]:
+    """The cheapest setting that finds the wanted share of true neighbours, and all that none beats."""
     first = 1 if judged.tuned_on_documents else 0  # a document is its own nearest neighbour
-    ranks = []
-    for distances, neighbours in zip(postings.head_distances(judged.tuning, heads), exact, strict=True):
-        rank_of = np.empty(len(heads), dtype=np.int64)
-        rank_of[np.argsort(distances, kind="stable")] = np.arange(len(heads))
-        ranks.append(rank_of[np.array(neighbours.list_nos[first : first + 10], dtype=np.int64)])
+    wanted = [neighbours.vector_ids[first : first + 10] for neighbours in exact]
+    asked = [i for i, ids in enumerate(wanted) if ids]
+    if not asked:  # one document alone has no neighbour
+        return Setting(Probing(1, MOST_MARGIN), WANTED, 1.0, 0.0, 1.0, 0.0), []
+    queries, wanted = judged.tuning[asked], [wanted[i] for i in asked]
+    reader, (partition,) = IndexReader(session.store, manifest), manifest.partitions
+    fixed, target = session.config.search.lists, session.config.evaluation.target_recall
+    most = min(partition.heads.rows, fixed or _most_scanned(manifest))
+    scanned, found = min(most, fixed or SCANNED_LISTS), -1.0
+    while True:
+        met = reader.scan(queries, wanted, lists=scanned)
+        tried = settings_of(met, _rules(session, met), _depths(session), **_widths(manifest))
+        chosen = choose_setting(tried, target)
+        # Where codes, or a margin that is set, find no more, more lists do not either.
+        is_enough = max(target, found) <= chosen.sure_recall or chosen.sure_recall <= found
+        if scanned == most or is_enough:
+            return chosen, frontier(tried)
+        scanned, found = min(most, 4 * scanned), chosen.recall
+
+
+def _most_scanned(manifest: IndexManifest) -> int:
+    """Lists that fit in memory at once: of one query, all entries are."""
+    return max(SCANNED_LISTS, round(SCANNED_ENTRIES / manifest.statistics["list_rows_mean"]))
+
+
+def _rules(session: Session, met: Sequence[Scanned]) -> list[Probing]:
+    """Those worth trying, as far as the configuration leaves a choice."""
     search = session.config.search
-    rows = sum(partition.rows for partition in manifest.partitions)
-    floor = min(len(heads), math.ceil(search.min_scan_rows * len(heads) / rows))
-    return max(floor, postings.probes_for_coverage(np.concatenate(ranks), search.target_coverage))
+    rules = rules_for(met)
+    most = {search.lists} if search.lists else {rule.lists for rule in rules}
+    margins = {search.margin} if search.margin is not None else {rule.margin for rule in rules}
+    return [Probing(lists, margin) for lists in sorted(most) for margin in sorted(margins)]
+
+
+def _depths(session: Session) -> list[int]:
+    asked = session.config.search.rerank
+    return [asked] if asked is not None else list(DEPTHS)
+
+
+def _widths(manifest: IndexManifest) -> dict[str, int]:
+    (partition,) = manifest.partitions
+    return {"entry_bytes": partition.codes.code_bytes + 8, "vector_bytes": 2 * manifest.dims}
+
+
+def _defaults(chosen: Setting, tried: Sequence[Setting]) -> SearchDefaults:
+    """What a release says of how far its searches look."""
+    points = [_point(one) for one in tried]
+    return SearchDefaults(**_point(chosen).model_dump(), curve=tuple(points))
+
+
+def _point(one: Setting) -> SearchPoint:
+    return SearchPoint(
+        lists=one.probing.lists,
+        margin=min(one.probing.margin, MOST_MARGIN),
+        rerank=one.rerank,
+        tuning_recall=round(one.recall, 6),
+        bytes=round(one.bytes),
+    )
 
 
 def _identified(manifest: IndexManifest) -> IndexManifest:

@@ -20,9 +20,10 @@ from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.judgement import Questions
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
+from pipeline.index.binarizers import learn_binarizer
 from pipeline.index.pairs import find_wanted, gather_pairs, write_wanted
-from pipeline.index.stage import VectorSource, learn_binarizer
 from pipeline.index.training import most_pairs, sample_rows
+from pipeline.index.vectors import VectorSource
 from pipeline.release.records import first_release_with
 from pipeline.storage import Store, is_whole
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from dataclasses import asdict
 from typing import Any
 
 from pipeline.config import Config
@@ -12,7 +13,7 @@ from pipeline.embedding.encoder import load_encoder
 from pipeline.embedding.precision import SAMPLE_TEXTS
 from pipeline.errors import MissingFileError
 from pipeline.execution.encoders import EncoderInForce, encoder_in_force
-from pipeline.execution.estimates import CONSTANTS, check_fits, estimate, expected_vectors
+from pipeline.execution.estimates import CONSTANTS, check_fits, estimate, expected_vectors, sized
 from pipeline.release import claim_root, record_plan
 from pipeline.storage import open_store
 
@@ -34,13 +35,15 @@ def plan_job(config: Config) -> dict[str, Any]:
     buckets = bucket_count(store, encoder.fingerprint, expected_vectors(plan, config))
     cpus = config.ray.num_cpus or os.cpu_count() or 1
     speed = _tokens_per_s(encoder)
-    cost = estimate(plan, config, dims=encoder.dims, text_buckets=buckets, cpus=cpus, tokens_per_s=speed)
+    settled, serving = sized(plan, config, dims=encoder.dims)
+    cost = estimate(plan, settled, dims=encoder.dims, text_buckets=buckets, cpus=cpus, tokens_per_s=speed)
     check_fits(cost, config)
     record_plan(store, plan)
     return {
         "plan": plan.fingerprint,
         "corpus": config.corpus.identity,
         "files": len(plan.files),
+        "serving": asdict(serving),
         **cost.as_dict(),
     }
 

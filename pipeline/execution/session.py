@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
-from pipeline.config import Config
+from pipeline.config import SizedConfig
 from pipeline.corpus import check_error_budget
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.estimates import Estimate
@@ -27,7 +27,7 @@ __all__ = ["Session"]
 class Session:
     """One run under way: what it was started with, and what it has measured so far."""
 
-    config: Config
+    config: SizedConfig
     spec: StoreSpec
     store: Store
     runner: Runner

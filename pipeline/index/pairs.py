@@ -10,7 +10,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, StageOutput
-from pipeline.index.stage import PAIR_COLUMNS, VectorSource, iterate_vectors
+from pipeline.index.binarizers import PAIR_COLUMNS
+from pipeline.index.vectors import VectorSource, iterate_vectors
 from pipeline.storage import Store
 from pipeline.tables import read_columns, to_matrix, vector_array, write_table
 

@@ -6,13 +6,12 @@ rounds of I/O. Importing this module loads neither torch nor ray; an encoder is 
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts import (
@@ -21,29 +20,27 @@ from pipeline.artifacts import (
     IndexManifest,
     Partition,
     ReleaseRecord,
-    Segment,
     arrow_schema,
     parse_model,
 )
-from pipeline.binarization import Binarizer, rotate_queries, score
+from pipeline.binarization import rotate_queries, score
 from pipeline.config import EncoderConfig, StorageConfig
 from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError
-from pipeline.filters import Filter, evaluate, parse_filter
+from pipeline.filters import Filter, parse_filter
+from pipeline.index.lists import Entries
+from pipeline.index.partition import PartitionReader
 from pipeline.index.scoring import (
     Candidates,
     RunningBest,
     best_documents,
     best_rows,
     groups_of_lists,
-    spans_of,
 )
-from pipeline.index.stage import load_binarizer
 from pipeline.partitioning import route
-from pipeline.postings import head_distances, select_probes
-from pipeline.schemas import made_by
+from pipeline.postings import MOST_MARGIN, Probing, Scanned, select_lists
+from pipeline.schemas import VECTOR_ID
 from pipeline.spaces import GIVEN_MODEL, EncoderIdentity, check_same_space
 from pipeline.storage import Log, Store, open_store
-from pipeline.tables import RawFile, open_parquet, read_columns
 
 __all__ = [
     "Hit",
@@ -62,6 +59,10 @@ FILTERED_DEPTHS = 10
 """Passing rows that a filtered query scans at least, in units of the re-rank depth: a selective filter moves the nearest
 matches away from the nearest lists. Where no more than that pass, all of them are scored exactly."""
 EXACT_BLOCK_ROWS = 8192
+GATHERED = 1 << 14
+"""Entries that a query of a block holds at most, about, before the best of them are taken."""
+ENTRIES_AT_ONCE = 1 << 18
+"""Entries of lists that are read together, about; bounds the memory of a block of queries."""
 
 
 class Hit(NamedTuple):
@@ -88,9 +89,9 @@ class SearchStats:
 
     def plus(self, other: "SearchStats") -> "SearchStats":
         """Sum of two searches; of rounds the larger."""
-        mine, theirs = asdict(self), asdict(other)
+        mine, theirs = vars(self), vars(other)
         rounds = max(self.rounds, other.rounds)
-        return SearchStats(**{**{name: mine[name] + theirs[name] for name in mine}, "rounds": rounds})
+        return SearchStats(**{name: mine[name] + theirs[name] for name in mine} | {"rounds": rounds})
 
 
 @dataclass(frozen=True)
@@ -115,130 +116,13 @@ class QueryEncoder(Protocol):
         ...
 
 
-# ------------------------------------------------------------------------------------------------ segments
-
-
-class _SegmentReader:
-    """Rows of one segment by number."""
-
-    def __init__(self, store: Store, segment: Segment, partition: Partition) -> None:
-        self._store = store
-        self._segment = segment
-        self._partition = partition
-        self._columns: dict[str, pa.ChunkedArray] = {}
-        self.decoded_bytes = 0
-
-    @cached_property
-    def lists(self) -> RawFile:
-        made = made_by(self._partition.space, self._partition.codes.binarizer)
-        return RawFile(self._store, self._segment.lists, ["code", "factor", "offset", "row"], made)
-
-    @cached_property
-    def vectors(self) -> RawFile:
-        made = made_by(self._partition.space)
-        return RawFile(self._store, self._segment.vectors, ["vector_id", "embedding"], made)
-
-    @cached_property
-    def entry_rows(self) -> NDArray[np.int32]:
-        """(entries,) row of each entry."""
-        return self.lists.read_all("row").view(np.int32).reshape(-1)
-
-    @property
-    def bytes_read(self) -> int:
-        opened = [self.__dict__[name] for name in ("lists", "vectors") if name in self.__dict__]
-        return self.decoded_bytes + sum(file.bytes_read for file in opened)
-
-    @property
-    def requests(self) -> int:
-        opened = [self.__dict__[name] for name in ("lists", "vectors") if name in self.__dict__]
-        return sum(file.requests for file in opened)
-
-    def attributes(self, columns: Sequence[str]) -> pa.Table:
-        """Attribute columns, kept once read."""
-        absent = [name for name in columns if name not in self._columns]
-        if absent:
-            table = read_columns(self._store, self._segment.vectors.path, absent)
-            self.decoded_bytes += table.nbytes
-            self._columns.update({name: table[name] for name in absent})
-        return pa.table({name: self._columns[name] for name in columns})
-
-    def doc_ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """Names of the documents of rows."""
-        with open_parquet(self._store, self._segment.vectors.path) as file:
-            sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
-            starts = np.concatenate([[0], np.cumsum(sizes)])
-            groups = np.searchsorted(starts, rows, side="right") - 1
-            found: dict[int, str] = {}
-            for group in np.unique(groups):
-                column = file.read_row_group(int(group), columns=["doc_id"], use_threads=False).column(0)
-                self.decoded_bytes += column.nbytes
-                here = rows[groups == group]
-                names = column.take(pa.array(here - starts[group])).to_pylist()
-                found.update(zip(here.tolist(), names, strict=True))
-        return [found[row] for row in rows.tolist()]
-
-    def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        """(n, d) vectors of rising rows."""
-        blocks = self.vectors.read("embedding", spans_of(rows))
-        return np.concatenate(blocks).view(np.float16).astype(np.float32)
-
-    def vector_ids(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """(n, 16) vector_ids of rising rows."""
-        return np.concatenate(self.vectors.read("vector_id", spans_of(rows)))
-
-
-class _PartitionReader:
-    """Heads and directory of one partition in memory, its segments behind them."""
-
-    def __init__(self, store: Store, partition: Partition) -> None:
-        heads = RawFile(store, partition.heads, ["head"], made_by(partition.space))
-        self.heads: NDArray[np.float32] = heads.read_all("head").view(np.float32)
-        directory = read_columns(store, partition.directory.path)
-        order = np.lexsort((directory["segment"].to_numpy(), directory["list_no"].to_numpy()))
-        self.segment_no, self.list_no, self.first, self.count = (
-            directory[name].to_numpy()[order].astype(np.int64)
-            for name in ("segment", "list_no", "first_entry", "num_entries")
-        )
-        self.binarizer: Binarizer = load_binarizer(store, partition.codes.binarizer, dims=self.heads.shape[1])
-        self.segments = [_SegmentReader(store, segment, partition) for segment in partition.segments]
-        self._masks: dict[str, list[NDArray[np.bool_]]] = {}
-
-    def masks(self, where: Filter) -> list[NDArray[np.bool_]]:
-        """For each segment, (rows,) whether a row passes the filter; the last filter's are kept."""
-        if where.text not in self._masks:
-            found = [evaluate(where, segment.attributes(where.columns)) for segment in self.segments]
-            self._masks = {where.text: found}
-        return self._masks[where.text]
-
-    def rows_by_list(self, where: Filter | None) -> NDArray[np.int64]:
-        """(lists,) entries of each list that pass the filter."""
-        counts = self.count if where is None else self._passing_entries(self.masks(where))
-        return np.bincount(self.list_no, weights=counts, minlength=len(self.heads)).astype(np.int64)
-
-    def _passing_entries(self, masks: list[NDArray[np.bool_]]) -> NDArray[np.int64]:
-        sums = [
-            np.concatenate([[0], np.cumsum(m[s.entry_rows])])
-            for s, m in zip(self.segments, masks, strict=True)
-        ]
-        places = zip(self.segment_no, self.first, self.count, strict=True)
-        return np.array(
-            [sums[s][first + count] - sums[s][first] for s, first, count in places], dtype=np.int64
-        )
-
-    def directory_rows(self, lists: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Rows of the directory that belong to lists."""
-        starts, stops = (
-            np.searchsorted(self.list_no, lists),
-            np.searchsorted(self.list_no, lists, side="right"),
-        )
-        return np.concatenate([np.arange(a, b) for a, b in zip(starts, stops, strict=True)])
-
-
 # ------------------------------------------------------------------------------------------------ index
 
 
 class IndexReader:
     """Search over one index, whether or not it is published.
+
+    Threads may search at once; what their searches cost is then counted together.
 
     Args:
         store: The root.
@@ -249,16 +133,13 @@ class IndexReader:
         self.manifest = manifest
         self.attributes = arrow_schema(manifest.attributes)
         self._store = store
-        self._opened: dict[int, _PartitionReader] = {}
+        self._opened: dict[int, PartitionReader] = {}
+        self._one_each = manifest.num_documents == sum(part.rows for part in manifest.partitions)
 
     def open(self) -> None:
         """Load heads and directories now instead of at the first query."""
         for partition in self.manifest.partitions:
-            self._reader(partition)
-
-    def heads(self) -> NDArray[np.float32]:
-        """(lists, d) heads of all partitions, in the order in which queries rank them."""
-        return np.concatenate([self._reader(partition).heads for partition in self.manifest.partitions])
+            self._reader(partition).open()
 
     def search(
         self,
@@ -266,7 +147,7 @@ class IndexReader:
         *,
         k: int = 10,
         where: Filter | None = None,
-        probes: int | None = None,
+        probing: Probing | None = None,
         rerank: int | None = None,
         exact: bool = False,
     ) -> SearchResult:
@@ -276,7 +157,7 @@ class IndexReader:
             vectors: (q, d); normalized here.
             k: Documents per query.
             where: Only documents that pass this filter.
-            probes: Posting lists per query; the release's default if None.
+            probing: Which posting lists a query probes; the release's default if None.
             rerank: Candidates scored with float16 vectors, 0 for codes alone; the release's default if None.
             exact: Score every passing document instead.
 
@@ -284,23 +165,42 @@ class IndexReader:
             ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
         """
         queries = _checked(vectors, self.manifest, k)
-        depth = self.manifest.search.rerank if rerank is None else rerank
-        wanted = probes or self.manifest.search.probes
+        defaults = self.manifest.search
+        depth = defaults.rerank if rerank is None else rerank
+        rule = probing or Probing(defaults.lists, defaults.margin)
         hits: list[list[Hit]] = []
         stats = SearchStats()
         for start in range(0, len(queries), QUERY_BLOCK):
-            block = _Block(self._route(where), queries[start : start + QUERY_BLOCK], k, where)
-            found = block.exact() if exact else block.approximate(wanted, depth)
+            block = self._block(queries[start : start + QUERY_BLOCK], k, where)
+            found = block.exact() if exact else block.approximate(rule, depth)
             hits += found
             stats = stats.plus(block.stats())
         return SearchResult(tuple(hits), stats)
 
-    def _route(self, where: Filter | None) -> list[_PartitionReader]:
+    def scan(
+        self, vectors: NDArray[np.float32], wanted: Sequence[Sequence[bytes]], *, lists: int
+    ) -> list[Scanned]:
+        """What queries meet in their nearest lists, to tune the rule on.
+
+        Args:
+            vectors: (q, d) unit vectors.
+            wanted: Of each, vector_ids of its true neighbours.
+            lists: Posting lists to scan.
+        """
+        return [
+            self._block(query[None], 1, None).scanned(ids, lists)
+            for query, ids in zip(vectors, wanted, strict=True)
+        ]
+
+    def _block(self, queries: NDArray[np.float32], k: int, where: Filter | None) -> "_Block":
+        return _Block(self._route(where), queries, k, where, one_each=self._one_each)
+
+    def _route(self, where: Filter | None) -> list[PartitionReader]:
         return [self._reader(partition) for partition in route(self.manifest.partitions, where)]
 
-    def _reader(self, partition: Partition) -> _PartitionReader:
+    def _reader(self, partition: Partition) -> PartitionReader:
         if partition.partition_id not in self._opened:
-            self._opened[partition.partition_id] = _PartitionReader(self._store, partition)
+            self._opened[partition.partition_id] = PartitionReader(self._store, partition)
         return self._opened[partition.partition_id]
 
 
@@ -318,18 +218,26 @@ def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> 
 
 
 NOTHING = Candidates(np.zeros(0, np.int64), np.zeros(0, np.float32))
+NO_LISTS = np.zeros(0, np.int64)
+ROW_MASK = 0xFFFFFFFF
+"""Of a place: partition << 32 | row."""
 
 
 class _Block:
     """One block of queries under one filter: what was read is counted from the block's start."""
 
     def __init__(
-        self, partitions: list[_PartitionReader], queries: NDArray[np.float32], k: int, where: Filter | None
+        self,
+        partitions: list[PartitionReader],
+        queries: NDArray[np.float32],
+        k: int,
+        where: Filter | None,
+        *,
+        one_each: bool,
     ) -> None:
         self._queries, self._k, self._where = queries, k, where
+        self._one_each = one_each
         self._partitions = partitions
-        self._segments = [(part, no) for part in partitions for no in range(len(part.segments))]
-        self._base = {id(part): self._segments.index((part, 0)) for part in partitions if part.segments}
         self._bytes, self._requests = self._read_so_far()
         self._probed = self._scanned = self._reranked = self._rounds = 0
 
@@ -346,17 +254,17 @@ class _Block:
             rounds=self._rounds,
         )
 
-    def approximate(self, probes: int, rerank: int) -> list[list[Hit]]:
+    def approximate(self, rule: Probing, rerank: int) -> list[list[Hit]]:
         """Heads, lists, re-rank; deeper for the queries that got fewer documents than there are (chunks, filters)."""
-        passing = [part.rows_by_list(self._where) for part in self._partitions]
-        total = sum(int(counts.sum()) for counts in passing)
+        total = self._matching()
         depth = max(rerank, self._k)
         if self._where is not None and rerank > 0 and total <= FILTERED_DEPTHS * depth:
             return self.exact()
+        passing = np.concatenate([part.rows_by_list(self._where) for part in self._partitions])
         hits: list[list[Hit]] = [[] for _ in self._queries]
         short = np.arange(len(self._queries))
         while len(short):
-            found = self._candidates(self._queries[short], passing, probes, depth)
+            found = self._candidates(self._queries[short], passing, rule, depth)
             for query, one in zip(
                 short.tolist(), self._hits(self._queries[short], found, rescore=rerank > 0), strict=True
             ):
@@ -366,92 +274,183 @@ class _Block:
             short = np.array(
                 [query for query in short.tolist() if len(hits[query]) < self._k], dtype=np.int64
             )
-            probes, depth = 2 * probes, min(total, 4 * depth)
+            rule, depth = Probing(2 * rule.lists, 2 * rule.margin), min(total, 4 * depth)
         return hits
 
     def exact(self) -> list[list[Hit]]:
         """Score every passing row with its float16 vector; the running best are one row per document."""
-        self._rounds = 2
         best = RunningBest(len(self._queries), self._k)
-        for place, (part, no) in enumerate(self._segments):
-            segment = part.segments[no]
-            rows = (
-                np.arange(segment.vectors.rows)
-                if self._where is None
-                else np.flatnonzero(part.masks(self._where)[no])
-            )
+        for number, part in enumerate(self._partitions):
+            rows = np.arange(part.rows) if self._where is None else np.flatnonzero(part.mask(self._where))
             for start in range(0, len(rows), EXACT_BLOCK_ROWS):
                 block = rows[start : start + EXACT_BLOCK_ROWS]
-                scores = self._queries @ segment.embeddings(block).T
-                best.add((place << 32) + block, scores, segment.vector_ids(block))
+                scores = self._queries @ part.embeddings(block).T
+                places = (number << 32) + block
+                best.add(places, scores, self._keys(places))
                 self._reranked += len(block) * len(self._queries)
+        self._rounds = 1
         return self._named(best.candidates())
 
-    def _candidates(
-        self, queries: NDArray[np.float32], passing: list[NDArray[np.int64]], probes: int, depth: int
-    ) -> list[Candidates]:
-        """Best entries of each query by code, pooled over the partitions: their heads rank together."""
-        self._rounds = max(self._rounds, 1)
-        distances = np.concatenate([head_distances(queries, part.heads) for part in self._partitions], axis=1)
-        pooled = np.concatenate(passing)
-        min_rows = depth if self._where is None else FILTERED_DEPTHS * depth
-        probed = [select_probes(row, pooled, probes=probes, min_rows=min_rows) for row in distances]
-        self._probed += sum(map(len, probed))
-        gathered: list[list[Candidates]] = [[] for _ in queries]
-        first = 0
-        for part in self._partitions:
-            stop = first + len(part.heads)
-            mine = [lists[(lists >= first) & (lists < stop)] - first for lists in probed]
-            self._scan(part, queries, mine, gathered)
-            first = stop
-        return [best_rows(_joined(pieces), depth) for pieces in gathered]
+    def scanned(self, wanted: Sequence[bytes], lists: int) -> Scanned:
+        """What the only query meets in its nearest lists."""
+        ((probed, distances),) = self._nearest(self._queries, Probing(lists, MOST_MARGIN))
+        entries = np.concatenate([part.list_entries for part in self._partitions])[probed]
+        every, seen = self._scanned_in_turn(probed)
+        _, first = np.unique(every.places, return_index=True)
+        order = first[np.lexsort((every.places[first], -every.scores[first]))]
+        places = self._places_of(every.places[order], wanted)
+        # Codes that are worse than those of all true neighbours change nothing.
+        last = int(places.max(initial=-1)) + 1
+        return Scanned(
+            margin=distances - distances[0],
+            entries=entries,
+            first_seen=seen[order[:last]].astype(np.int32),
+            wanted=places,
+        )
 
-    def _scan(
+    def _scanned_in_turn(self, probed: NDArray[np.int64]) -> tuple[Candidates, NDArray[np.int64]]:
+        """Entries of lists with the place of their list, nearest list first."""
+        pieces, seen, first = [], [], 0
+        for number, part in enumerate(self._partitions):
+            mine = np.flatnonzero((probed >= first) & (probed < first + part.num_lists))
+            if len(mine):
+                rotated = rotate_queries(part.binarizer, self._queries)
+                lists = part.pieces(probed[mine] - first)
+                rows, scores = self._score(part, lists, self._queries, rotated)
+                pieces.append(Candidates((number << 32) + rows, scores[0]))
+                seen.append(np.repeat(mine, [len(one.row) for one in lists]))
+            first += part.num_lists
+        every, of_entry = _joined(pieces), np.concatenate(seen)
+        order = np.argsort(of_entry, kind="stable")
+        return Candidates(every.places[order], every.scores[order]), of_entry[order]
+
+    def _places_of(self, places: NDArray[np.int64], wanted: Sequence[bytes]) -> NDArray[np.int64]:
+        """(w,) where each wanted vector_id is among the rows; -1 where it is not."""
+        order = np.argsort(places)
+        ids = self._of(places[order], lambda part, rows: part.values(["vector_id"], rows)[0])
+        keys = np.ascontiguousarray(ids).view(f"S{ids.shape[1]}").reshape(-1)
+        met = np.flatnonzero(np.isin(keys, np.array(wanted, keys.dtype)))
+        at = {ids[row].tobytes(): int(order[row]) for row in met}
+        return np.array([at.get(one, -1) for one in wanted], np.int64)
+
+    def _matching(self) -> int:
+        """Rows that pass."""
+        if self._where is None:
+            return sum(part.rows for part in self._partitions)
+        return sum(int(part.mask(self._where).sum()) for part in self._partitions)
+
+    def _nearest(
+        self, queries: NDArray[np.float32], rule: Probing
+    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+        """Lists of each query by the rule, nearest first, and their distances; the heads of all partitions rank together."""
+        numbers, apart, first = [], [], 0
+        for part in self._partitions:
+            near, distances = part.nearest(queries, rule.lists)
+            numbers.append(np.where(near >= 0, near + first, near))
+            apart.append(distances)
+            first += part.num_lists
+        found = []
+        for lists, distances in zip(np.hstack(numbers), np.hstack(apart), strict=True):
+            chosen = select_lists(distances, rule)
+            found.append((lists[chosen], distances[chosen]))
+        return found
+
+    def _candidates(
+        self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, depth: int
+    ) -> list[Candidates]:
+        """Best vectors of each query by code, pooled over the partitions."""
+        self._rounds += 1
+        probed = self._probed_lists(queries, passing, rule, depth)
+        self._probed += sum(map(len, probed))
+        gathered = [_Gathered(depth) for _ in queries]
+        self._scan_all(queries, probed, gathered)
+        return [one.best() for one in gathered]
+
+    def _probed_lists(
+        self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, depth: int
+    ) -> list[NDArray[np.int64]]:
+        """Lists by the rule, and more where those have too few entries; all where all rows are asked for."""
+        if depth >= self._matching():
+            every = np.flatnonzero(passing)
+            return [every] * len(queries)
+        if self._where is not None:
+            return self._probed_of_passing(queries, passing, rule, FILTERED_DEPTHS * depth)
+        return [
+            lists if passing[lists].sum() >= self._k else self._widened(query, passing, rule)
+            for query, (lists, _) in zip(queries, self._nearest(queries, rule), strict=True)
+        ]
+
+    def _widened(
+        self, query: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing
+    ) -> NDArray[np.int64]:
+        """The nearest lists, as many as hold entries enough."""
+        most = rule.lists
+        while True:
+            most = min(4 * most, len(passing))
+            ((lists, _),) = self._nearest(query[None], Probing(most, MOST_MARGIN))
+            enough = int(np.searchsorted(np.cumsum(passing[lists]), self._k)) + 1
+            if enough <= len(lists) or most == len(passing):
+                return lists[:enough]
+
+    def _probed_of_passing(
+        self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, min_rows: int
+    ) -> list[NDArray[np.int64]]:
+        """Lists by the rule of those that have a row that passes, and more where these have too few such rows."""
+        distances = np.concatenate([part.distances(queries) for part in self._partitions], axis=1)
+        return [select_lists(one, rule, passing, min_rows=min_rows) for one in distances]
+
+    def _scan_all(
         self,
-        part: _PartitionReader,
         queries: NDArray[np.float32],
         probed: list[NDArray[np.int64]],
-        gathered: list[list[Candidates]],
+        gathered: list["_Gathered"],
     ) -> None:
-        rotated = rotate_queries(part.binarizer, queries)
-        for lists, members in groups_of_lists(probed):
-            rows = part.directory_rows(lists)
-            for no in np.unique(part.segment_no[rows]):
-                here = rows[part.segment_no[rows] == no]
-                spans = list(
-                    zip(
-                        part.first[here].tolist(), (part.first[here] + part.count[here]).tolist(), strict=True
-                    )
-                )
-                places, scores = self._score(part, int(no), spans, queries[members], rotated[members])
-                self._scanned += len(places) * len(members)
+        first = 0
+        for number, part in enumerate(self._partitions):
+            stop = first + part.num_lists
+            mine = [lists[(lists >= first) & (lists < stop)] - first for lists in probed]
+            rotated = rotate_queries(part.binarizer, queries)
+            for lists, members in self._read_groups(part, mine):
+                rows, scores = self._score(part, lists, queries[members], rotated[members])
+                self._scanned += len(rows) * len(members)
                 for query, row in zip(members.tolist(), scores, strict=True):
-                    gathered[query].append(Candidates(places, row))
+                    gathered[query].add(Candidates((number << 32) + rows, row))
+            first = stop
+
+    def _read_groups(
+        self, part: PartitionReader, probed: list[NDArray[np.int64]]
+    ) -> Iterator[tuple[list[Entries], NDArray[np.int64]]]:
+        """Lists that the same queries probe, with these; lists of many groups are read at once."""
+        groups = [
+            (part_of_lists, members)
+            for lists, members in groups_of_lists(probed)
+            for part_of_lists in np.split(lists, _borders(part.list_entries[lists], ENTRIES_AT_ONCE))
+        ]
+        sizes = np.array([part.list_entries[lists].sum() for lists, _ in groups], np.int64)
+        for batch in np.split(np.arange(len(groups)), _borders(sizes, ENTRIES_AT_ONCE)):
+            if not len(batch):
+                continue
+            read = iter(part.pieces(np.concatenate([groups[i][0] for i in batch])))
+            for i in batch:
+                lists, members = groups[i]
+                yield list(islice(read, len(lists))), members
 
     def _score(
         self,
-        part: _PartitionReader,
-        no: int,
-        spans: list[tuple[int, int]],
+        part: PartitionReader,
+        lists: list[Entries],
         queries: NDArray[np.float32],
         rotated: NDArray[np.float32],
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Places (n,) and estimates (queries, n) of the passing entries of spans of one segment."""
-        lists = part.segments[no].lists
-        row, code, factor, offset = (
-            np.concatenate(lists.read(c, spans)) for c in ("row", "code", "factor", "offset")
-        )
-        rows = row.view(np.int32).reshape(-1)
-        kept = np.ones(len(rows), bool) if self._where is None else part.masks(self._where)[no][rows]
-        factors, offsets = (
-            factor.view(np.float16).reshape(-1)[kept],
-            offset.view(np.float16).reshape(-1)[kept],
-        )
-        scores = (
-            score(part.binarizer, rotated, code[kept], factors, offsets)
-            + (queries @ part.binarizer.mean)[:, None]
-        )
-        return ((self._base[id(part)] + no) << 32) + rows[kept].astype(np.int64), scores
+        """Rows (n,) and estimates (queries, n) of the passing entries of lists."""
+        entries = Entries.joined(lists)
+        rows = entries.row.astype(np.int64)
+        if self._where is not None:
+            kept = part.mask(self._where)[rows]
+            entries = entries.only(kept)
+            rows = rows[kept]
+        scores = score(part.binarizer, rotated, entries.code, entries.factor, entries.offset)
+        return rows, scores + (queries @ part.binarizer.mean)[:, None]
 
     def _hits(
         self, queries: NDArray[np.float32], found: list[Candidates], *, rescore: bool
@@ -460,9 +459,7 @@ class _Block:
         places = np.unique(np.concatenate([c.places for c in found]))
         if not len(places):
             return [[] for _ in found]
-        self._rounds = 3
-        ids = np.concatenate([segment.vector_ids(rows) for segment, rows in self._by_segment(places)])
-        vectors = self._embeddings(places) if rescore else None
+        ids, vectors = self._keys_and_vectors(places, rescore=rescore)
         best = []
         for i, candidates in enumerate(found):
             at, scores = np.searchsorted(places, candidates.places), candidates.scores
@@ -473,18 +470,47 @@ class _Block:
             best.append(Candidates(candidates.places[kept], scores[kept]))
         return self._named(best)
 
-    def _by_segment(self, places: NDArray[np.int64]) -> Iterator[tuple[_SegmentReader, NDArray[np.int64]]]:
-        """Rising places as rows of their segments."""
-        for place in np.unique(places >> 32):
-            part, no = self._segments[int(place)]
-            yield part.segments[no], places[places >> 32 == place] & 0xFFFFFFFF
+    def _of(
+        self, places: NDArray[np.int64], read: Callable[[PartitionReader, NDArray[np.int64]], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """What the partitions say of rising places."""
+        numbers = places >> 32
+        return np.concatenate(
+            [read(self._partitions[int(no)], places[numbers == no] & ROW_MASK) for no in np.unique(numbers)]
+        )
 
-    def _embeddings(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.concatenate([segment.embeddings(rows) for segment, rows in self._by_segment(places)])
+    def _keys_and_vectors(
+        self, places: NDArray[np.int64], *, rescore: bool
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+        """`_keys` of rising places, and their vectors, read in one round."""
+        if not rescore:
+            return self._keys(places), None
+        self._rounds += 1
+        if self._one_each:
+            vectors = self._of(places, lambda part, rows: part.embeddings(rows))
+            return self._keys(places), vectors
+        columns = ["vector_id", "embedding"]
+        both = self._of(places, lambda part, rows: np.concatenate(part.values(columns, rows), axis=1))
+        ids, vectors = np.split(both, [VECTOR_ID.byte_width], axis=1)
+        return ids, np.ascontiguousarray(vectors).view(np.float16).astype(np.float32)
+
+    def _keys(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(n, 16) what tells the documents of rising places apart: vector_ids, or places if each document has one vector."""
+        if self._one_each:
+            keys = np.zeros((len(places), VECTOR_ID.byte_width), np.uint8)
+            keys[:, :8] = places.astype(">i8").view(np.uint8).reshape(-1, 8)
+            return keys
+        self._rounds += 1
+        return self._of(places, lambda part, rows: part.values(["vector_id"], rows)[0])
 
     def _named(self, best: list[Candidates]) -> list[list[Hit]]:
         places = np.unique(np.concatenate([b.places for b in best]))
-        names = [name for segment, rows in self._by_segment(places) for name in segment.doc_ids(rows)]
+        self._rounds += 1
+        names = [
+            name
+            for no in np.unique(places >> 32)
+            for name in self._partitions[int(no)].doc_ids(places[places >> 32 == no] & ROW_MASK)
+        ]
         by_place = dict(zip(places.tolist(), names, strict=True))
         return [
             [Hit(by_place[p], s) for p, s in zip(b.places.tolist(), b.scores.tolist(), strict=True)]
@@ -492,8 +518,39 @@ class _Block:
         ]
 
     def _read_so_far(self) -> tuple[int, int]:
-        segments = [part.segments[no] for part, no in self._segments]
-        return sum(s.bytes_read for s in segments), sum(s.requests for s in segments)
+        costs = [part.cost for part in self._partitions]
+        return sum(read for read, _ in costs), sum(requests for _, requests in costs)
+
+
+class _Gathered:
+    """The best vectors of one query by code, of what was scanned so far and a little of the rest.
+
+    Args:
+        depth: How many are wanted.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._pieces: list[Candidates] = []
+        self._held = 0
+
+    def add(self, piece: Candidates) -> None:
+        """Consider the entries of some lists."""
+        self._pieces.append(piece)
+        self._held += len(piece.scores)
+        if self._held > GATHERED + self._depth and len(self._pieces) > 1:
+            self._pieces = [self.best()]
+            self._held = len(self._pieces[0].scores)
+
+    def best(self) -> Candidates:
+        """At most `depth`, best first."""
+        return best_rows(_joined(self._pieces), self._depth)
+
+
+def _borders(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Where to cut a row of sizes so that parts sum to about `most`."""
+    part = (np.cumsum(sizes) - 1) // most
+    return np.flatnonzero(np.diff(part)) + 1
 
 
 def _joined(pieces: list[Candidates]) -> Candidates:
@@ -543,7 +600,7 @@ class Release:
         *,
         k: int = 10,
         filter: str | None = None,  # noqa: A002  (the public contract's word)
-        probes: int | None = None,
+        probing: Probing | None = None,
         rerank: int | None = None,
         exact: bool = False,
     ) -> SearchResult:
@@ -553,7 +610,7 @@ class Release:
             queries: (q, d) or (d,) vectors, or one or more texts.
             k: Documents per query; fewer come where fewer match.
             filter: WHERE text over the attributes, for all queries.
-            probes: Posting lists per query; None: the release's default.
+            probing: Which posting lists a query probes; None: the release's default.
             rerank: Candidates scored again with float16 vectors, 0 for codes alone; None: the release's default.
             exact: Score every passing document instead of probing.
 
@@ -567,7 +624,7 @@ class Release:
             if isinstance(queries, np.ndarray)
             else self._encode([queries] if isinstance(queries, str) else queries)
         )
-        return self.reader.search(vectors, k=k, where=where, probes=probes, rerank=rerank, exact=exact)
+        return self.reader.search(vectors, k=k, where=where, probing=probing, rerank=rerank, exact=exact)
 
     def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         if self._encoder is None:

@@ -23,14 +23,24 @@ class Candidates:
 
 
 def best_rows(candidates: Candidates, depth: int) -> Candidates:
-    """The `depth` best by score, best first; ties go to the lower place, so that the order is one."""
+    """The `depth` best places by score, best first; ties go to the lower place, so that the order is one.
+
+    A vector comes as often as lists that have it were probed.
+    """
     scores, places = candidates.scores, candidates.places
-    if len(scores) > depth:
+    wanted = 2 * depth
+    while len(scores) > wanted:
         # Everything as good as the last of the top joins the sort: a tie at the border must not depend on the partition.
-        border = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+        border = np.partition(scores, len(scores) - wanted)[len(scores) - wanted]
         kept = scores >= border
-        scores, places = scores[kept], places[kept]
-    order = np.lexsort((places, -scores))[:depth]
+        if len(np.unique(places[kept])) >= depth:
+            scores, places = scores[kept], places[kept]
+            break
+        wanted *= 2
+    order = np.lexsort((places, -scores))
+    # Copies of a code may score a last bit apart: the best one counts.
+    _, first = np.unique(places[order], return_index=True)
+    order = order[np.sort(first)[:depth]]
     return Candidates(places[order], scores[order])
 
 

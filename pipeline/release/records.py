@@ -249,7 +249,7 @@ def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
     yield from manifest.documents
     yield from manifest.condemned
     for partition in manifest.partitions:
-        yield from (partition.heads, partition.directory, *partition.codes.files)
+        yield from (*partition.navigation, *partition.codes.files)
         for segment in partition.segments:
             yield from (segment.lists, segment.vectors)
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.artifacts import FileRef, IndexManifest, Partition, ReleaseRecord, Segment
 from pipeline.errors import DataError, MissingFileError
-from pipeline.index.stage import load_binarizer
+from pipeline.index.binarizers import load_binarizer
 from pipeline.release.history import find_gaps
 from pipeline.release.records import (
     list_releases,
@@ -21,7 +22,7 @@ from pipeline.release.records import (
 )
 from pipeline.schemas import made_by
 from pipeline.storage import READ_CHUNK_BYTES, Store
-from pipeline.tables import check_made_by, open_parquet, read_columns
+from pipeline.tables import RawFile, check_made_by, open_parquet, read_columns
 
 __all__ = ["VerifyReport", "verify"]
 
@@ -132,10 +133,14 @@ def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
         yield from _binarizer_problems(store, partition, manifest.dims)
         place = f"{store.uri}/{partition.directory.path}"
         directory = read_columns(store, partition.directory.path)
-        yield from (f"{place}: {problem}" for problem in _directory_problems(partition, directory))
-        for segment in partition.segments:
-            yield from _segment_problems(store, segment)
         rows = sum(segment.vectors.rows for segment in partition.segments)
+        problems = [*_directory_problems(partition, directory), *_primary_problems(directory, rows)]
+        yield from (f"{place}: {problem}" for problem in problems)
+        for no, segment in enumerate(partition.segments):
+            mine = directory.filter(pc.equal(directory["segment"], no)).sort_by("first_entry")
+            yield from _segment_problems(store, segment, mine, rows)
+            if not problems:
+                yield from _address_problems(store, segment, mine)
         if rows != partition.rows:
             yield f"partition {partition.partition_id}: expected {partition.rows} rows, found {rows}"
 
@@ -168,13 +173,55 @@ def _directory_problems(partition: Partition, directory: pa.Table) -> Iterator[s
             yield f"its lists do not cover the {segment.lists.rows} entries of segment {no} once"
 
 
-def _segment_problems(store: Store, segment: Segment) -> Iterator[str]:
-    """Whether every vector of a segment is the target of exactly one entry."""
-    place, rows = f"{store.uri}/{segment.lists.path}", segment.vectors.rows
+def _primary_problems(directory: pa.Table, rows: int) -> Iterator[str]:
+    """Whether each of the rows of a partition is the primary of exactly one list."""
+    order = np.argsort(directory["first_row"].to_numpy(), kind="stable")
+    first, count = (directory[name].to_numpy()[order] for name in ("first_row", "num_primaries"))
+    stops = np.cumsum(count)
+    if not np.array_equal(first[count > 0], (stops - count)[count > 0]) or stops[-1:].sum() != rows:
+        yield f"its lists do not have each of the {rows} vectors once as their own"
+
+
+def _address_problems(store: Store, segment: Segment, directory: pa.Table) -> Iterator[str]:
+    """Whether the values of every list lie where the directory says, by the footers of the files."""
+    own = directory["first_row"].to_numpy().astype(np.int64)
+    own -= own[0] if len(own) else 0
+    first = {"lists": directory["first_entry"].to_numpy().astype(np.int64), "vectors": own}
+    for kind, columns in ADDRESSED.items():
+        ref: FileRef = getattr(segment, kind)
+        file = RawFile(store, ref, list(columns))
+        for column, place in columns.items():
+            found = directory[place].to_numpy()
+            if file.is_raw(column) and not np.array_equal(file.places(column, first[kind]), found):
+                yield f"{store.uri}/{ref.path}: its {column}s do not start where the directory says"
+
+
+ADDRESSED = {
+    "lists": {"code": "code_at", "factor": "factor_at", "offset": "offset_at", "row": "row_at"},
+    "vectors": {"vector_id": "vector_ids_at", "embedding": "embeddings_at"},
+}
+"""Columns of a segment's files and those of the directory that say where their values start, list by list."""
+
+
+def _segment_problems(store: Store, segment: Segment, directory: pa.Table, rows: int) -> Iterator[str]:
+    """Whether every list of a segment has its own vectors, and none twice."""
+    place = f"{store.uri}/{segment.lists.path}"
     targets = read_columns(store, segment.lists.path, ["row"])["row"].to_numpy()
     if len(targets) and not 0 <= targets.min() <= targets.max() < rows:
         yield f"{place}: entries point beyond the {rows} vectors"
         return
-    wrong = int((np.bincount(targets, minlength=rows) != 1).sum())
-    if wrong:
-        yield f"{place}: {wrong} of {rows} vectors are not in exactly one list"
+    counts, first, own = (
+        directory[name].to_numpy() for name in ("num_entries", "first_row", "num_primaries")
+    )
+    if counts.sum() != len(targets):
+        return  # said of the directory
+    of_entry = np.repeat(np.arange(len(counts)), counts)
+    order = np.lexsort((targets, of_entry))
+    of_entry, targets = of_entry[order], targets[order]
+    is_new = (np.diff(of_entry, prepend=-1) != 0) | (np.diff(targets, prepend=-1) != 0)
+    if not is_new.all():
+        yield f"{place}: {int((~is_new).sum())} entries are in a list twice"
+    is_own = is_new & (targets >= first[of_entry]) & (targets < (first + own)[of_entry])
+    missing = own - np.bincount(of_entry, weights=is_own, minlength=len(own))
+    if missing.any():
+        yield f"{place}: {int(np.abs(missing).sum())} vectors are not in their own list"

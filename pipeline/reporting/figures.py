@@ -5,7 +5,7 @@ Summaries of earlier versions of strata lack newer figures; every field of `Meas
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ __all__ = [
     "DeadLetters",
     "Figures",
     "Gate",
+    "ListSizes",
     "Measured",
     "ReleaseLine",
     "StageMemory",
@@ -60,10 +61,13 @@ class _Lenient(BaseModel):
 
 
 class CurvePoint(_Lenient):
-    """What a number of probes gives and costs."""
+    """What a setting of search gives and costs."""
 
-    probes: int
+    lists: int
+    margin: float
+    rerank: int
     recall_at_10: float
+    lists_per_query: float
     scanned_fraction: float
     bytes_per_query: float
 
@@ -148,6 +152,15 @@ class ReleaseLine:
     """`current`, `rolled back`, `retired`, `replaced`, or `not published`."""
 
 
+class ListSizes(NamedTuple):
+    """Sizes of posting lists."""
+
+    primaries: NDArray[np.int64]
+    """(lists,) vectors whose own list it is."""
+    entries: NDArray[np.int64]
+    """(lists,) those and copies of others."""
+
+
 @dataclass(frozen=True)
 class Figures:
     """Everything that one page shows."""
@@ -160,8 +173,8 @@ class Figures:
     state: str
     manifest: IndexManifest
     measured: Measured
-    list_rows: NDArray[np.int64] | None
-    """(lists,) rows of each posting list; None where the directory is gone."""
+    list_sizes: ListSizes | None
+    """None where the directory is gone."""
     dead_letters: DeadLetters
     cache_bytes: int
     """Of every text that was ever encoded for this root with this encoder."""
@@ -205,7 +218,7 @@ class Figures:
         return {
             "documents": sum(ref.bytes for ref in self.manifest.documents),
             "codes": sum(s.lists.bytes for p in partitions for s in p.segments),
-            "heads": sum(p.heads.bytes + p.directory.bytes for p in partitions),
+            "heads": sum(ref.bytes for p in partitions for ref in p.navigation),
             "vectors": sum(s.vectors.bytes for p in partitions for s in p.segments),
             "cache": self.cache_bytes,
         }
@@ -214,3 +227,15 @@ class Figures:
     def float32_bytes(self) -> int:
         """What the vectors alone take as float32."""
         return 4 * self.manifest.dims * self.manifest_rows
+
+
+def is_default(point: CurvePoint, figures: Figures) -> bool:
+    """Whether a point of the curve is what searches use that name nothing."""
+    search = figures.manifest.search
+    return (point.lists, point.rerank) == (search.lists, search.rerank) and abs(
+        point.margin - search.margin
+    ) < MARGIN_STEP
+
+
+MARGIN_STEP = 1e-4
+"""Margins are reported to four places."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.reporting.figures import Figures
+from pipeline.reporting.figures import Figures, is_default
 from pipeline.reporting.wording import NOT_KNOWN, compact, decimal
 
 __all__ = ["Plot", "draw"]
@@ -160,51 +160,59 @@ def _recall_curve(figures: Figures) -> Plot | None:
         return None
     from matplotlib.ticker import FuncFormatter
 
-    probes = [point.probes for point in curve]
-    default = figures.manifest.search.probes
+    read = [point.bytes_per_query / 1024 for point in curve]
+    default = next(point for point in curve if is_default(point, figures))
     panels = (
         ("recall@10", [point.recall_at_10 for point in curve]),
+        ("posting lists", [point.lists_per_query for point in curve]),
         ("rows scanned, %", [100 * point.scanned_fraction for point in curve]),
-        ("read per query, KiB", [point.bytes_per_query / 1024 for point in curve]),
     )
     with _styled("recall-curve"):
         figure, axes = _axes(5.6, rows=3, sharex=True, height_ratios=(1.5, 1, 1))
         for i, (one, (title, values)) in enumerate(zip(axes, panels, strict=True)):
-            (line,) = one.plot(probes, values, color=SERIES[0], marker="o", clip_on=False)
+            (line,) = one.plot(read, values, color=SERIES[0], marker="o", clip_on=False)
             line.set_gid(f"{i}-data")
-            one.axvline(default, color=SERIES[2], linewidth=1.2, dashes=(4, 3), zorder=1)
+            one.axvline(
+                default.bytes_per_query / 1024, color=SERIES[2], linewidth=1.2, dashes=(4, 3), zorder=1
+            )
             one.set_title(title)
             if i:
                 one.set_ylim(0, max(values) * 1.08 or 1)
                 one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
-        _log_ticks(axes[-1], probes)
-        axes[-1].set_xlabel("posting lists probed")
+        _log_ticks(axes[-1], read)
+        axes[-1].set_xlabel("read per query, KiB")
         low, high = min(panels[0][1]), max(panels[0][1])
         axes[0].set_ylim(low - 0.06 * max(high - low, 0.01), high + 0.12 * max(high - low, 0.01))
         axes[0].annotate(
-            f"default: {default:,}",
-            (default, 0.03),
+            "default",
+            (default.bytes_per_query / 1024, 0.03),
             xycoords=("data", "axes fraction"),
             xytext=(-5, 0),
             textcoords="offset points",
             ha="right",
         )
-        ends = (
-            f"from {curve[0].recall_at_10:.4f} at {probes[0]} to {curve[-1].recall_at_10:.4f} at {probes[-1]}"
-        )
+        ends = f"from {curve[0].recall_at_10:.4f} at {read[0]:.0f} to {curve[-1].recall_at_10:.4f} at {read[-1]:.0f}"
         return _plot(
             figure,
             "recall-curve",
-            "Recall and cost against the number of probes",
-            f"Recall at 10 goes {ends} posting lists; the default is {default}. The table below has every point.",
+            "Recall against what a query reads",
+            f"Recall at 10 goes {ends} KiB; the default reads {default.bytes_per_query / 1024:.0f}. The table has every point.",
         )
 
 
-def _log_ticks(axes: Any, values: Sequence[int]) -> None:
+TICK_RATIO = 1.25
+"""Of neighbouring labels on a logarithmic axis: nearer ones overlap."""
+
+
+def _log_ticks(axes: Any, values: Sequence[float]) -> None:
     from matplotlib.ticker import NullLocator
 
+    shown = [values[0]]
+    for value in values:
+        if value >= TICK_RATIO * shown[-1]:
+            shown.append(value)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [compact(value) for value in values])
+    axes.set_xticks(shown, [compact(value) for value in shown])
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -212,36 +220,40 @@ def _log_ticks(axes: Any, values: Sequence[int]) -> None:
 
 
 def _list_sizes(figures: Figures) -> Plot | None:
-    if figures.list_rows is None:
+    if figures.list_sizes is None:
         return None
     from matplotlib.ticker import MaxNLocator
 
-    sizes = figures.list_rows
+    own, every = figures.list_sizes
+    panels = (("vectors whose own list it is", own), ("with copies of others", every))
+    both = np.append(own, every)
+    bins = np.histogram_bin_edges(both, bins=min(30, max(1, int(np.ptp(both)) + 1)))
     with _styled("list-sizes"):
-        figure, (axes,) = _axes(2.9)
-        counts, edges = np.histogram(sizes, bins=min(30, max(1, int(np.ptp(sizes)) + 1)))
-        bars = axes.bar(edges[:-1], counts, np.diff(edges) * 0.92, align="edge", color=SERIES[0])
-        _mark_bars(bars)
-        axes.axvline(sizes.mean(), color=SERIES[2], linewidth=1.2, dashes=(4, 3))
-        axes.annotate(
-            f"mean {decimal(float(sizes.mean()))}",
-            (float(sizes.mean()), 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, 3),
-            textcoords="offset points",
-        )
-        axes.set_title("posting lists", pad=20)
-        axes.set_xlabel("rows of a list")
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
-        axes.grid(visible=False, axis="x")
-        spread = f"from {sizes.min()} to {sizes.max()} rows, {sizes.mean():.1f} on average"
+        figure, axes = _axes(4.2, rows=2, sharex=True)
+        for number, (one, (title, sizes)) in enumerate(zip(axes, panels, strict=True)):
+            counts, edges = np.histogram(sizes, bins=bins)
+            bars = one.bar(edges[:-1], counts, np.diff(edges) * 0.92, align="edge", color=SERIES[0])
+            _mark_bars(bars, first=number * len(counts))
+            one.axvline(sizes.mean(), color=SERIES[2], linewidth=1.2, dashes=(4, 3))
+            one.annotate(
+                f"mean {decimal(float(sizes.mean()))}",
+                (float(sizes.mean()), 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(4, 3),
+                textcoords="offset points",
+            )
+            one.set_title(title, pad=20)
+            one.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+            one.grid(visible=False, axis="x")
+        axes[-1].set_xlabel("entries of a posting list")
+        spread = f"from {every.min()} to {every.max()} entries, {every.mean():.1f} on average, {own.mean():.1f} of them their own"
         return _plot(
-            figure, "list-sizes", "Sizes of the posting lists", f"{len(sizes)} posting lists hold {spread}."
+            figure, "list-sizes", "Sizes of the posting lists", f"{len(every)} posting lists hold {spread}."
         )
 
 
-def _mark_bars(bars: Any) -> None:
-    for i, bar in enumerate(bars):
+def _mark_bars(bars: Any, *, first: int = 0) -> None:
+    for i, bar in enumerate(bars, first):
         bar.set_gid(f"{i}-data")
 
 

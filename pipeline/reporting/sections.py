@@ -1,7 +1,7 @@
 """Figures → titled sections of plots and tables, every cell a text. Pure; nothing here is HTML."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import CodesInfo, Refresh
-from pipeline.reporting.figures import Figures, ReleaseLine
+from pipeline.reporting.figures import Figures, ListSizes, ReleaseLine, is_default
 from pipeline.reporting.plots import Plot, draw
 from pipeline.reporting.wording import (
     NOT_KNOWN,
@@ -135,7 +135,10 @@ def _quality(figures: Figures, plots: tuple[Plot, ...]) -> Section:
         rows.append(("recall@100 of judged documents", share(m.recall_at_100), share(m.exact_recall_at_100)))
     judged = f"Measured on {count(m.judged_queries)} judged queries. " if m.judged_queries else ""
     search = figures.manifest.search
-    depth = f"A query probes {count(search.probes)} posting lists and re-ranks {search.rerank} candidates."
+    depth = (
+        f"A query probes posting lists whose head is at most {search.margin:.3f} farther than the nearest one, in squared L2, "
+        f"no more than {count(search.lists)}, and re-ranks {search.rerank} candidates."
+    )
     tables = [Table("Quality", columns, tuple(rows)), _one_query(figures)]
     if m.recall_curve:
         tables.append(_curve(figures))
@@ -158,19 +161,23 @@ def _one_query(figures: Figures) -> Table:
 
 
 def _curve(figures: Figures) -> Table:
-    default = figures.manifest.search.probes
     columns = (
-        _text("probes"),
+        _text("setting"),
         Column("recall@10"),
-        Column("rows scanned", "%"),
         Column("read", "KiB"),
+        Column("lists"),
+        Column("rows scanned", "%"),
+        Column("re-ranked"),
     )
     rows = tuple(
         (
-            count(point.probes) + (" (default)" if point.probes == default else ""),
+            f"at most {count(point.lists)}, margin {point.margin:.3f}"
+            + (" (default)" if is_default(point, figures) else ""),
             share(point.recall_at_10),
-            percent(point.scanned_fraction),
             decimal(point.bytes_per_query / 1024),
+            decimal(point.lists_per_query),
+            percent(point.scanned_fraction),
+            count(point.rerank),
         )
         for point in figures.measured.recall_curve
     )
@@ -224,7 +231,8 @@ def _letters(examples: Sequence[Mapping[str, Any]]) -> Table:
 
 def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     codes = figures.manifest.partitions[0].codes
-    tables = [] if figures.list_rows is None else [_list_table(figures.list_rows)]
+    sizes, statistics = figures.list_sizes, figures.manifest.statistics
+    tables = [] if sizes is None else [_list_table(sizes), _copies_table(sizes, statistics)]
     tables.append(
         Table(
             "Levels of a code",
@@ -240,7 +248,7 @@ def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
         tables.append(_refresh_table(refresh))
     size, dims = codes.code_bytes, figures.manifest.dims
     intro = f"A code has {size} bytes for a vector of {dims} dimensions: most bits where vectors vary most."
-    gone = "" if figures.list_rows is not None else "The directory of this release was collected by gc."
+    gone = "" if sizes is not None else "The directory of this release was collected by gc."
     return Section("layout", "Posting lists and codes", intro, plots, tuple(tables), gone)
 
 
@@ -271,15 +279,31 @@ def _refresh_table(refresh: Refresh) -> Table:
     return Table("The binarizer of the release before, on this corpus", columns, rows)
 
 
-def _list_table(sizes: NDArray[np.int64]) -> Table:
-    mean = float(sizes.mean())
+def _list_table(sizes: ListSizes) -> Table:
+    columns = (_text(""), Column("own vectors"), Column("with copies"))
+    shown: tuple[tuple[str, Callable[[NDArray[np.int64]], str]], ...] = (
+        ("mean", lambda rows: decimal(float(rows.mean()))),
+        ("coefficient of variation", lambda rows: f"{float(rows.std() / rows.mean()):.3f}"),
+        ("smallest", lambda rows: count(int(rows.min()))),
+        ("99 of 100 have at most", lambda rows: count(int(np.quantile(rows, 0.99)))),
+        ("largest", lambda rows: count(int(rows.max()))),
+    )
+    rows = tuple((label, *(text(of) for of in sizes)) for label, text in shown)
+    return Table("Sizes of posting lists", columns, rows)
+
+
+def _copies_table(sizes: ListSizes, statistics: Mapping[str, float]) -> Table:
     pairs = [
-        ("lists", count(len(sizes))),
-        ("mean rows", decimal(mean)),
-        ("coefficient of variation", f"{float(sizes.std()) / mean:.3f}"),
-        ("smallest", count(int(sizes.min()))),
-        ("largest", count(int(sizes.max()))),
+        ("lists", count(len(sizes.entries))),
+        ("entries of a vector, on average", f"{sizes.entries.sum() / sizes.primaries.sum():.3f}"),
     ]
+    # Not recorded by versions that made no copies.
+    words = {
+        "lists_without_vectors": "left out, as no vector is theirs",
+        "lists_split": "there because another was too long",
+        "replicas_dropped": "copies dropped, as lists were full",
+    }
+    pairs += [(label, count(int(statistics[name]))) for name, label in words.items() if name in statistics]
     return _pairs("Posting lists", pairs)
 
 

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, IndexManifest, ReleaseRecord
 from pipeline.config import Config
@@ -14,7 +13,7 @@ from pipeline.embedding.cache import cached_bytes
 from pipeline.errors import ConfigError, MissingFileError
 from pipeline.release import History, list_releases, read_history, read_manifest, read_rejection, read_release
 from pipeline.release.records import is_retired
-from pipeline.reporting.figures import DeadLetters, Figures, Measured, ReleaseLine
+from pipeline.reporting.figures import DeadLetters, Figures, ListSizes, Measured, ReleaseLine
 from pipeline.reporting.page import render
 from pipeline.storage import Store, open_store, split_uri
 from pipeline.tables import read_columns
@@ -23,6 +22,8 @@ __all__ = ["default_place", "gather", "gather_rejected", "write_page"]
 
 EXAMPLE_LETTERS = 20
 """Rows of the dead-letter table that a page shows."""
+SIZES = ("num_primaries", "num_entries")
+"""Columns of the directory that tell how long lists are."""
 
 
 def gather(store: Store, config: Config, release: int | None) -> Figures:
@@ -78,7 +79,7 @@ def _figures(
         state=line.state if line is not None else "not published",
         manifest=manifest,
         measured=measured,
-        list_rows=_list_rows(store, manifest),
+        list_sizes=_list_sizes(store, manifest),
         dead_letters=_dead_letters(store, measured.dead_letter_files),
         cache_bytes=sum(cached_bytes(store, p.space) for p in manifest.partitions),
         history=history,
@@ -108,21 +109,22 @@ def _state(store: Store, history: History, release: int) -> str:
     return "replaced" if release in history.published else "not published"
 
 
-def _list_rows(store: Store, manifest: IndexManifest) -> NDArray[np.int64] | None:
-    """Entries of each posting list over all its segments, list by list, partition by partition."""
+def _list_sizes(store: Store, manifest: IndexManifest) -> ListSizes | None:
+    """Of all partitions, one after the other, each list over all its segments."""
     found = []
     for partition in manifest.partitions:
         try:
-            table = read_columns(store, partition.directory.path, ["list_no", "num_entries"])
+            table = read_columns(store, partition.directory.path, ["list_no", *SIZES])
         except MissingFileError:
             return None
-        counts = np.bincount(
-            table["list_no"].to_numpy(),
-            weights=table["num_entries"].to_numpy(),
-            minlength=partition.heads.rows,
+        lists = table["list_no"].to_numpy()
+        found.append(
+            [
+                np.bincount(lists, weights=table[name].to_numpy(), minlength=partition.heads.rows)
+                for name in SIZES
+            ]
         )
-        found.append(counts.astype(np.int64))
-    return np.concatenate(found)
+    return ListSizes(*(np.concatenate(sizes).astype(np.int64) for sizes in zip(*found, strict=True)))
 
 
 def _dead_letters(store: Store, paths: Sequence[str]) -> DeadLetters:

@@ -20,7 +20,7 @@ def _run(conf, *settings):
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     shown = ("documents", "judged_queries", "ndcg_at_10", "exact_ndcg_at_10", "recall_at_100", "exact_recall_at_100", "recall_at_10",
-             "probes", "lists", "scanned_fraction", "code_bytes", "index_bytes_per_document", "seconds", "estimate", "bytes", "memory_by_stage")  # fmt: skip
+             "lists_at_most", "margin", "rerank", "lists", "scanned_fraction", "code_bytes", "index_bytes_per_document", "seconds", "estimate", "bytes", "memory_by_stage")  # fmt: skip
     print("\n" + "\n".join(f"{name:28} {summary[name]}" for name in shown))
     return summary
 

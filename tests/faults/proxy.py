@@ -162,3 +162,29 @@ async def _half(
     await answer.prepare(request)
     await answer.write(content[: len(content) // 2])
     return _hang_up(request)
+
+
+class CountingProxy(FaultyProxy):
+    """Passes everything on after a delay, and counts what it passes.
+
+    Args:
+        endpoint: The real server.
+        delay_s: Of every request.
+    """
+
+    def __init__(self, endpoint: str, delay_s: float = 0.0) -> None:
+        super().__init__(endpoint, lambda _: None)
+        self._delay_s = delay_s
+        self._open = 0
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        # Requests that come while none is open had to wait for the answers of those before.
+        self.counts["rounds"] += self._open == 0
+        self._open += 1
+        try:
+            await asyncio.sleep(self._delay_s)
+            answer = await super()._answer(request)
+        finally:
+            self._open -= 1
+        self.counts["bytes"] += len(getattr(answer, "body", None) or b"")
+        return answer

@@ -188,7 +188,20 @@ def test_every_line_of_a_run_names_run_stage_shard_and_attempt(log, tmp_path):
         [line["stage"] for line in lines if line["event"] == f"stage_{what}"]
         for what in ("started", "finished")
     )
-    kinds = ["read", "merge", "units", "encode", "learn", "train", "cut", "grow", "place", "build", "exact"]
+    kinds = [
+        "read",
+        "merge",
+        "units",
+        "encode",
+        "learn",
+        "train",
+        "cut",
+        "grow",
+        "place",
+        "settle",
+        "build",
+        "exact",
+    ]
     assert started == finished == kinds
 
     workers = worker_lines(under_way.run)

@@ -244,7 +244,7 @@ def test_an_index_below_the_gate_is_not_published(tmp_path):
         tmp_path / "root",
         tmp_path / "corpus.parquet",
         gates={"min_recall_at_10": 1.0},
-        search={"probes": 1, "rerank": 0},
+        search={"lists": 1, "rerank": 0},
     )
     config = configured(tmp_path, content)
     with pytest.raises(QualityGateError, match=r"recall_at_10 is 0\.\d+, must be at least 1\.0000") as caught:
@@ -562,7 +562,7 @@ def test_duckdb_and_polars_read_every_kind_of_table(built):
         "documents/*.parquet": ROWS,
         "embeddings/*/*/*.parquet": ROWS,
         "partitions/*.vectors.parquet": ROWS,
-        "partitions/*.lists.parquet": ROWS,
+        "partitions/*.lists.parquet": round(summary["replicas_per_vector"] * ROWS),
         "partitions/*.heads.parquet": summary["lists"],
         "partitions/*.directory.parquet": None,
     }.items():
@@ -645,37 +645,41 @@ class _Foreign:
 
     def nearest_lists(self, query):
         heads = self.column(self.partition["heads"], "head", np.float32, 4 * self.dims)
-        nearest = np.argsort(((query - heads) ** 2).sum(axis=1))[: self.manifest["search"]["probes"]]
+        apart, rule = ((query - heads) ** 2).sum(axis=1), self.manifest["search"]
+        nearest = [i for i in np.argsort(apart) if apart[i] <= apart.min() + rule["margin"]][: rule["lists"]]
         directory = pq.read_table(self.root / self.partition["directory"]["path"]).to_pylist()
-        return [row for row in directory if row["list_no"] in set(nearest.tolist())]
+        return [row for row in directory if row["list_no"] in set(nearest)]
+
+    def pread(self, ref, start, count, dtype):
+        with (self.root / ref["path"]).open("rb") as file:
+            data = os.pread(file.fileno(), count * np.dtype(dtype).itemsize, start)
+        return np.frombuffer(data, dtype)
 
     def candidates(self, query):
-        """(score, segment, row) of the best codes."""
+        """Rows of the best codes."""
         query_map = self.weights.get("query_map", self.weights["rotation"])
         rotated = (query - self.weights["mean"]) @ query_map
-        found = []
+        found = {}
         for place in self.nearest_lists(query):
-            segment, first = place["segment"], place["first_entry"]
-            ref, part = (
-                self.partition["segments"][segment]["lists"],
-                slice(first, first + place["num_entries"]),
-            )
-            code = self.column(ref, "code", np.uint8, self.partition["codes"]["code_bytes"])[part]
+            ref, n = self.partition["segments"][place["segment"]]["lists"], place["num_entries"]
+            width = self.partition["codes"]["code_bytes"]
+            code = self.pread(ref, place["code_at"], n * width, np.uint8).reshape(n, width)
             factor, offset = (
-                self.column(ref, name, np.float16, 2)[part, 0].astype(np.float32)
+                self.pread(ref, place[f"{name}_at"], n, np.float16).astype(np.float32)
                 for name in ("factor", "offset")
             )
-            rows = self.column(ref, "row", np.int32, 4)[part, 0]
-            scores = self.values(code) @ rotated * factor + offset
-            found += [(s, segment, row) for s, row in zip(scores.tolist(), rows.tolist(), strict=True)]
-        return sorted(found, reverse=True)[: self.manifest["search"]["rerank"]]
+            rows = self.pread(ref, place["row_at"], n, np.int32)
+            found |= zip(rows.tolist(), (self.values(code) @ rotated * factor + offset).tolist(), strict=True)
+        return sorted(found, key=found.get, reverse=True)[: self.manifest["search"]["rerank"]]
 
     def search(self, query, k):
-        hits = []
-        for _, segment, row in self.candidates(query):
-            path = self.root / self.partition["segments"][segment]["vectors"]["path"]
-            name = pq.read_table(path, columns=["doc_id"])["doc_id"][row].as_py()
-            hits.append((float(self.vectors(segment)[row] @ query), name))
+        hits, segments = [], self.partition["segments"]
+        firsts = np.cumsum([0, *(segment["vectors"]["rows"] for segment in segments)])
+        for row in self.candidates(query):
+            segment = int(np.searchsorted(firsts, row, side="right")) - 1
+            own = row - int(firsts[segment])
+            name = pq.read_table(self.root / segments[segment]["vectors"]["path"], columns=["doc_id"])
+            hits.append((float(self.vectors(segment)[own] @ query), name["doc_id"][own].as_py()))
         return [name for _, name in sorted(hits, reverse=True)[:k]]
 
 

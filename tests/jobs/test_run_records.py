@@ -36,7 +36,7 @@ def samples(path):
 @pytest.mark.ray
 def test_runs_are_recorded_shown_and_written_for_alerts(tmp_path):
     conf, textfile = small(tmp_path), tmp_path / "strata.prom"
-    gate = ("--set", "gates.min_recall_at_10=1.0", "--set", "search.probes=1", "--set", "search.rerank=0")
+    gate = ("--set", "gates.min_recall_at_10=1.0", "--set", "search.lists=1", "--set", "search.rerank=0")
     refused = strata("run", conf, *gate)
     assert refused.returncode == 4, refused.stderr
     published = strata("run", conf, check=0)

@@ -27,7 +27,7 @@ def test_a_minimal_configuration_has_defaults(conf: Path) -> None:
     assert config.encoder_name == "minilm"
     assert config.corpus.text == ("title", "text")
     assert config.corpus.identity == "docs/*.parquet"
-    assert config.search.rerank == 100
+    assert config.search.rerank is None
     assert config.release.keep == 3
 
 
@@ -93,7 +93,7 @@ def test_an_override_that_cannot_be_applied_is_refused(conf: Path, override: str
         ("search.rerank=many", ["search.rerank", "integer", "found 'many'"]),
         ("search.rerank=-1", ["search.rerank", "found -1"]),
         ("corpus.format=csv", ["corpus.format", "'parquet' or 'jsonl'", "found 'csv'"]),
-        ("search.target_coverage=1.5", ["search.target_coverage", "found 1.5"]),
+        ("evaluation.target_recall=1.5", ["evaluation.target_recall", "found 1.5"]),
         ("binarizer={bytes: 96, bits_per_dim: 2}", ["binarizer", "found bytes and bits_per_dim"]),
         ("binarizer={bytes: 96, levels: [8]}", ["binarizer", "found bytes and levels"]),
         ("binarizer.levels=[8, 16]", ["binarizer", "must not grow"]),

@@ -27,9 +27,11 @@ from pipeline.tables import (
     read_columns,
     to_matrix,
     vector_array,
+    write_addressed,
     write_bucketed,
     write_table,
 )
+from tests.rewriters import REWRITERS
 
 ATTRIBUTES = pa.schema(
     [
@@ -45,7 +47,7 @@ SCHEMAS = {
     "documents": schemas.documents_schema(ATTRIBUTES),
     "embeddings": schemas.embeddings_schema(24),
     "heads": schemas.heads_schema(24),
-    "directory": schemas.directory_schema(),
+    "directory": schemas.DIRECTORY,
     "lists": schemas.lists_schema(12),
     "vectors": schemas.vectors_schema(24, ATTRIBUTES),
     "dead_letters": schemas.DEAD_LETTERS,
@@ -219,34 +221,6 @@ def _comparable(values: list[Any]) -> list[Any]:
 # ------------------------------------------------------------------------------------------------ rewritten files
 
 
-def _by_pyarrow(**options: Any) -> Callable[[Path, Path], None]:
-    return lambda source, target: pq.write_table(pq.read_table(source), target, **options)
-
-
-def _by_duckdb(source: Path, target: Path) -> None:
-    duckdb.sql(f"COPY (SELECT * FROM read_parquet('{source}')) TO '{target}' (FORMAT parquet)")
-
-
-def _by_polars(source: Path, target: Path) -> None:
-    pl.read_parquet(source).write_parquet(target)
-
-
-REWRITERS: dict[str, Callable[[Path, Path], None]] = {
-    "pyarrow": _by_pyarrow(),
-    "pyarrow plain": _by_pyarrow(compression="none", use_dictionary=False),
-    "pyarrow small pages": _by_pyarrow(compression="none", use_dictionary=False, data_page_size=64),
-    "pyarrow pages v2": _by_pyarrow(compression="none", use_dictionary=False, data_page_version="2.0"),
-    "pyarrow byte stream split": _by_pyarrow(
-        compression="none",
-        use_dictionary=["doc_id"],
-        use_byte_stream_split=["vector_id", "head", "code", "row"],
-    ),
-    "pyarrow one row group": _by_pyarrow(compression="none", use_dictionary=False, row_group_size=10_000),
-    "duckdb": _by_duckdb,
-    "polars": _by_polars,
-}
-
-
 @pytest.mark.parametrize("n", [1, 300])
 @pytest.mark.parametrize("name", ["embeddings", "heads", "lists", "vectors"])
 @pytest.mark.parametrize("tool", REWRITERS)
@@ -400,3 +374,33 @@ def test_hash_keys_sort_as_the_bytes_do(start: int) -> None:
 
 def test_hash_keys_of_no_rows() -> None:
     assert len(hash_keys(pa.chunked_array([], pa.binary(16)))) == 0
+
+
+def test_written_columns_lie_where_it_is_said(store: LocalStore) -> None:
+    schema = pa.schema(
+        [
+            pa.field("code", pa.binary(3), nullable=False),
+            pa.field("doc_id", pa.string(), nullable=False),
+            pa.field("n", pa.int64(), nullable=False),
+            pa.field("tag", pa.string()),
+        ]
+    )
+    table = _table(schema, 227)
+    pieces = [table.slice(0, 100), table.slice(100, 7), table.slice(107)]
+    written = write_addressed(store, "data", schema, pieces, raw=frozenset({"code", "doc_id", "n"}))
+    data = store.read(written.ref.path)
+    assert set(written.starts) == set(written.ends) == {"code", "doc_id", "n"}
+    for group, piece in enumerate(pieces):
+        expected = {
+            "code": b"".join(piece["code"].to_pylist()),
+            "doc_id": b"".join(
+                len(d).to_bytes(4, "little") + d.encode() for d in piece["doc_id"].to_pylist()
+            ),
+            "n": piece["n"].to_numpy().tobytes(),
+        }
+        for name, values in expected.items():
+            start, end = int(written.starts[name][group]), int(written.ends[name][group])
+            assert data[start:end].endswith(values)
+            header = data[start : start + tables.HEADER_BYTES]
+            assert tables.is_one_plain_page(header, end - start, piece.num_rows)
+    assert read_columns(store, written.ref.path).equals(table)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from pipeline.clustering import BranchedHeads, assign, assign_in_branches, nearest
+from pipeline.clustering import HeadTree, assign, near_heads, nearest
 from pipeline.clustering.assignment import SEARCHED_BRANCHES
 
 
@@ -77,43 +77,47 @@ def test_what_cannot_be_compared_is_refused(vectors: np.ndarray, heads: np.ndarr
         assign(vectors, heads)
 
 
-def tree_of(num_branches: int, d: int, seed: int) -> BranchedHeads:
+def tree_of(num_branches: int, d: int, seed: int) -> HeadTree:
     rng = np.random.default_rng(seed)
     branches = unit(num_branches, d, seed)
     sizes = rng.integers(1, 12, num_branches)
     heads = np.repeat(branches, sizes, axis=0)
     heads = heads + np.float32(0.3) * rng.standard_normal(heads.shape).astype(np.float32)
-    return BranchedHeads.of(heads.astype(np.float32), branches, np.concatenate([[0], np.cumsum(sizes)]))
+    return HeadTree.of(heads.astype(np.float32), branches, np.concatenate([[0], np.cumsum(sizes)]))
 
 
-def plainly(x: np.ndarray, tree: BranchedHeads) -> list[int]:
+def plainly(x: np.ndarray, tree: HeadTree, count: int) -> list[list[int]]:
     """The same in a few lines of float64."""
     found = []
     for row in x.astype(np.float64):
         near = np.argsort(np.square(row - tree.branches).sum(axis=1), kind="stable")[:SEARCHED_BRANCHES]
         heads = np.concatenate([np.arange(tree.starts[b], tree.starts[b + 1]) for b in sorted(near)])
-        found.append(int(heads[np.argmin(np.square(row - tree.heads[heads]).sum(axis=1))]))
+        order = np.argsort(np.square(row - tree.heads[heads]).sum(axis=1), kind="stable")[:count]
+        found.append([*heads[order].tolist(), *[-1] * (count - len(order))])
     return found
 
 
-@given(n=st.integers(0, 60), k=st.integers(1, 30), seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60)
-def test_in_two_levels_the_nearest_head_of_the_nearest_branches_is_found(n: int, k: int, seed: int) -> None:
+@given(n=st.integers(0, 60), k=st.integers(1, 30), count=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=60, deadline=None)
+def test_in_two_levels_the_nearest_heads_of_the_nearest_branches_are_found(
+    n: int, k: int, count: int, seed: int
+) -> None:
     tree, x = tree_of(k, 24, seed), unit(n, 24, seed + 1)
-    list_no, distance = assign_in_branches(x, tree, block_rows=16)
-    assert list_no.tolist() == plainly(x, tree)
-    np.testing.assert_allclose(distance, np.square(x - tree.heads[list_no]).sum(axis=1), rtol=1e-5)
+    found = near_heads(x, tree, count, block_rows=16)
+    assert found.list_no.tolist() == plainly(x, tree, count)
+    exact = np.square(x[:, None] - tree.heads[found.list_no]).sum(axis=2)
+    np.testing.assert_allclose(found.distance, np.where(found.list_no < 0, np.inf, exact), rtol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_in_two_levels_a_result_depends_on_its_row_alone(threads: int) -> None:
     tree, x = tree_of(40, 96, 8), unit(700, 96, 9)
-    together = assign_in_branches(x, tree)
+    together = near_heads(x, tree, 12)
     with threadpool_limits(threads):
         for start, stop in ((0, 1), (5, 8), (13, 30), (100, 333), (699, 700)):
-            alone = assign_in_branches(x[start:stop], tree, block_rows=50)
-            assert np.array_equal(alone[0], together[0][start:stop])
-            assert np.array_equal(alone[1], together[1][start:stop])
+            alone = near_heads(x[start:stop], tree, 12, block_rows=50)
+            assert np.array_equal(alone.list_no, together.list_no[start:stop])
+            assert np.array_equal(alone.distance, together.distance[start:stop])
 
 
 @given(count=st.integers(1, 6), seed=st.integers(0, 2**32 - 1), steps=st.sampled_from([0.0, 1e-7, 0.5]))

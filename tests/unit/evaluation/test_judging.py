@@ -2,12 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.artifacts import SearchDefaults, SearchPoint
 from pipeline.config import GatesConfig
 from pipeline.evaluation.judging import (
     check_gates,
+    curve_points,
     judge_against_exact,
     judge_against_qrels,
-    probe_ladder,
 )
 
 
@@ -71,10 +72,21 @@ def test_every_configured_gate_is_reported_passed_or_not():
     assert [bool(r.problem) for r in results] == [False, True, False]
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000))
-def test_a_ladder_of_probes_holds_the_default_and_never_passes_the_lists(probes, lists):
-    ladder = probe_ladder(probes, lists=lists)
-    assert min(probes, lists) in ladder
-    assert list(ladder) == sorted(set(ladder))
-    assert 1 <= ladder[0] <= ladder[-1] <= lists
-    assert len(ladder) <= 8
+def _point(recall, size):
+    return SearchPoint(lists=1 + size, margin=0.1, rerank=10, tuning_recall=recall, bytes=size)
+
+
+@given(st.lists(st.floats(0, 1, width=16), min_size=1, max_size=30, unique=True), st.data())
+def test_a_curve_has_the_default_between_settings_that_find_less_and_more(recalls, data):
+    frontier = [_point(recall, size) for size, recall in enumerate(sorted(recalls))]
+    default = data.draw(st.sampled_from(frontier))
+    points = curve_points(SearchDefaults(**default.model_dump(), curve=tuple(frontier)))
+    assert default in points
+    assert len(points) <= 9
+    sizes = [point.bytes for point in points]
+    assert sizes == sorted(set(sizes))
+
+
+def test_without_a_tuning_curve_the_default_alone_is_measured():
+    default = SearchDefaults(lists=3, margin=0.2, rerank=100)
+    assert [point.lists for point in curve_points(default)] == [3]

@@ -5,14 +5,14 @@ from pipeline.config import Config, CorpusConfig
 from pipeline.corpus.planning import _document_buckets
 from pipeline.embedding.cache import text_bucket_count
 from pipeline.errors import ConfigError
-from pipeline.execution.estimates import check_fits, estimate
+from pipeline.execution.estimates import check_fits, estimate, sized
 
 DIMS = 384
 
 
-def _config(**ray):
+def _config(serving=None, layout=None, **ray):
     corpus = CorpusConfig(uri="corpus.parquet", format="parquet", embedding="embedding")
-    return Config(root="root", corpus=corpus, ray=ray)
+    return Config(root="root", corpus=corpus, serving=serving or {}, layout=layout or {}, ray=ray)
 
 
 def _plan(rows):
@@ -27,17 +27,19 @@ def _plan(rows):
 
 
 def _estimated(rows, config):
-    return estimate(_plan(rows), config, dims=DIMS, text_buckets=text_bucket_count(rows), cpus=2)
+    settled, _ = sized(_plan(rows), config, dims=DIMS)
+    return estimate(_plan(rows), settled, dims=DIMS, text_buckets=text_bucket_count(rows), cpus=2)
 
 
 def test_no_stage_needs_more_memory_for_more_rows_but_for_the_heads_and_up_to_the_cap_of_a_branch():
     config = _config()
     small, large = (_estimated(rows, config).memory_by_stage for rows in (1_000_000, 64_000_000))
-    heads_mb = 64_000_000 / config.layout.rows_per_list * 4 * DIMS / 2**20
+    large = {stage: need for stage, need in large.items() if stage != "graph"}
+    heads_mb = 64_000_000 / 100 * 4 * DIMS / 2**20
     assert small.keys() == large.keys()
     for stage, need in large.items():
         capped_mb = 6.4 * config.layout.max_train_rows * 4 * DIMS / 2**20
-        more = {"place": 2 * heads_mb, "driver": 6 * heads_mb, "grow": capped_mb}.get(stage, 0)
+        more = {"driver": 6 * heads_mb, "grow": capped_mb, "sort": capped_mb}.get(stage, 0)
         assert need <= 1.05 * small[stage] + more, stage
 
 
@@ -77,8 +79,34 @@ def test_the_size_of_codes_counts_however_it_is_given():
 
     plain, wide, deep = memory(bytes=96), memory(levels=(2 * DIMS,) * 8), memory(bits_per_dim=8)
     rows_mb = _config().layout.segment_rows / 2**20
-    assert wide["build"] == pytest.approx(plain["build"] + 3 * rows_mb * (2 * DIMS - 96), abs=1)
-    assert deep["build"] == pytest.approx(plain["build"] + 3 * rows_mb * (DIMS - 96), abs=1)
+    for code, need in ((2 * DIMS, wide), (DIMS, deep)):
+        assert need["settle"] == pytest.approx(plain["settle"] + (3.5 + 4) * rows_mb * (code - 96), abs=1)
+        assert need["build"] == pytest.approx(plain["build"] + 10 * rows_mb * (code - 96), abs=1)
     assert wide["learn"] > plain["learn"] + 100
     network = memory(bytes=96, method="recurrent", hidden_units=2048)
     assert network["learn"] > memory(bytes=96, method="recurrent")["learn"] + 500 > plain["learn"] + 600
+
+
+def test_lists_are_as_long_as_the_storage_and_the_memory_of_a_server_ask():
+    def serving(layout=None, **settings):
+        return sized(_plan(1_000_000), _config(serving=settings, layout=layout), dims=DIMS)[1]
+
+    assert (serving().rows_per_list, serving(storage="object_store").rows_per_list) == (100, 400)
+    assert serving({"rows_per_list": 50, "max_replicas": 3}).lists == 20_000
+    tight = serving(memory_mb=8)
+    assert tight.rows_per_list > 100
+    assert tight.memory_mb <= 8 < serving().memory_mb
+    assert serving(memory_mb=1000) == serving()
+
+
+@pytest.mark.parametrize(
+    ("layout", "memory_mb", "remedy"),
+    [
+        ({}, 2, "; raise serving.memory_mb$"),
+        ({"rows_per_list": 100}, 8, r"; raise layout.rows_per_list to 2\d\d, or raise serving.memory_mb$"),
+    ],
+)
+def test_what_no_server_could_hold_is_refused_naming_the_settings(layout, memory_mb, remedy):
+    config = _config(serving={"memory_mb": memory_mb}, layout=layout)
+    with pytest.raises(ConfigError, match=rf"need about \d+ MB, allowed are {memory_mb} MB{remedy}"):
+        sized(_plan(1_000_000), config, dims=DIMS)

@@ -1,47 +1,52 @@
 """Search over a small index built by the stages themselves, without corpus, encoder or Ray."""
 
 import hashlib
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipeline.artifacts import Attribute, IndexManifest, SearchDefaults
-from pipeline.config import BinarizerConfig, LayoutConfig
+from pipeline.config import BinarizerConfig, SizedLayout
 from pipeline.corpus.identity import bucket_of, vector_ids
 from pipeline.embedding.cache import open_cache
 from pipeline.embedding.stage import store_given
 from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
 from pipeline.filters import evaluate, parse_filter
+from pipeline.index.binarizers import learn_binarizer, load_binarizer
+from pipeline.index.growing import cut_sample, grow_branches, read_tree, segments_of, train_index
 from pipeline.index.reader import IndexReader
 from pipeline.index.stage import (
-    VectorSource,
+    Built,
     build_segment,
-    cut_sample,
-    finish_layout,
     finish_partition,
-    grow_branches,
-    learn_binarizer,
-    load_binarizer,
+    graph_heads,
     place_bucket,
-    sample_vectors,
-    train_index,
+    settle_segment,
 )
+from pipeline.index.training import Layout
+from pipeline.index.vectors import VectorSource, sample_vectors
+from pipeline.postings import Probing
 from pipeline.storage import LocalStore
-from pipeline.tables import hash_keys, read_columns, vector_array, write_bucketed
+from pipeline.tables import read_columns, vector_array, write_bucketed
+from tests.rewriters import REWRITERS
 
 DIMS, DOCUMENTS, CHUNKS = 32, 700, 3
+EVERY = Probing(10_000, 4.0)
 ATTRIBUTES = (Attribute(name="year", type="int"), Attribute(name="tags", type="list<string>"))
 
 
-def _corpus(rng):
+def _corpus(rng, chunks=CHUNKS):
     centres = rng.standard_normal((20, DIMS))
     n = DOCUMENTS * CHUNKS
     vectors = (centres[rng.integers(0, 20, n)] + 0.6 * rng.standard_normal((n, DIMS))).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    names = [f"d{i // CHUNKS}" for i in range(n)]
-    years = [None if (i // CHUNKS) % 9 == 0 else 2000 + (i // CHUNKS) % 25 for i in range(n)]
-    tags = [["x"] if (i // CHUNKS) % 3 == 0 else None for i in range(n)]
+    document = np.arange(n) // chunks
+    names = [f"d{i}" for i in document]
+    years = [None if i % 9 == 0 else 2000 + i % 25 for i in document.tolist()]
+    tags = [["x"] if i % 3 == 0 else None for i in document]
     return vectors, names, years, tags
 
 
@@ -50,7 +55,7 @@ def _hashes(vectors):
 
 
 def _table(vectors, names, years, tags):
-    ids = vector_ids(names, np.arange(len(names)) % CHUNKS)
+    ids = vector_ids(names, np.arange(len(names)) % (len(names) // len(set(names))))
     table = pa.table(
         {
             "vector_id": pa.array([bytes(i) for i in ids], pa.binary(16)),
@@ -73,46 +78,77 @@ def _source(store, table, vectors, space):
     return VectorSource((texts,), cache, ATTRIBUTES)
 
 
-def _trained(store, source, n, *, method="auto", seed=1):
-    layout = LayoutConfig(rows_per_list=30, segment_rows=800)
-    trunk = train_index(store, source, num_vectors=n, sample_rows=n, layout=layout, seed=1)
+LISTS = {"rows_per_list": 30, "max_replicas": 3, "real_heads": False, "seed": 1}
+
+
+def _learned(store, source, n, *, method="auto", seed=1):
     config = BinarizerConfig(bytes=16, method=method)
-    learned = learn_binarizer(store, source, sample_rows=n, config=config, seed=seed)
-    branches = trunk.files["branches"]
+    return learn_binarizer(store, source, sample_rows=n, config=config, seed=seed).files
+
+
+def _layout(store, source, n, **more):
+    config = SizedLayout(rows_per_list=30, max_replicas=3, segment_rows=800)
+    trunk = train_index(store, source, num_vectors=n, sample_rows=n, layout=config, seed=1)
+    branches, groups = trunk.files["branches"], int(trunk.numbers["groups"])
     samples = [
         cut_sample(store, source, b, branches, share=1.0).files["sample"] for b in range(source.cache.buckets)
     ]
-    grown = [
-        grow_branches(store, samples, g, branches, max_rows=10_000, seed=1).files["heads"]
-        for g in range(int(trunk.numbers["groups"]))
-    ]
-    files = trunk.files | learned.files
-    return finish_layout(store, files, grown, num_vectors=n, segment_rows=layout.segment_rows)
+    grow = {"max_rows": 10_000, "rounds": 3 if groups == 1 else 0, "seed": 1}
+    heads = [grow_branches(store, samples, g, branches, **grow).files["heads"] for g in range(groups)]
+    segments = segments_of(store, heads, num_vectors=n, segment_rows=config.segment_rows)
+    return Layout(read_tree(store, branches, heads), segments, **(LISTS | more))
 
 
-def _placed(store, source, trained):
+def _placed(store, source, layout, binarizer):
     return [
-        place_bucket(store, source, b, trained.files).files["placed"] for b in range(source.cache.buckets)
+        place_bucket(store, source, b, layout, binarizer["binarizer"]).files["placed"]
+        for b in range(source.cache.buckets)
     ]
 
 
-def _manifest(store, source, trained):
-    placed, segments = _placed(store, source, trained), range(int(trained.numbers["segments"]))
-    built = [build_segment(store, placed, no, ATTRIBUTES) for no in segments]
-    partition = finish_partition(store, built, trained.files, space=source.cache.encoder)
+def _built(store, source, layout, binarizer, *, most=200):
+    placed = _placed(store, source, layout, binarizer)
+    numbers = range(int(layout.segments.max()) + 1)
+    settled = [settle_segment(store, placed, no, ATTRIBUTES, layout) for no in numbers]
+    entries = [output.files["entries"] for output in settled]
+    sizes = np.array([output.files["vectors"].rows for output in settled])
+    firsts = (np.cumsum(sizes) - sizes).tolist()
+    return [
+        Built(
+            one,
+            build_segment(store, entries, one.files["lists"], no, firsts, binarizer["binarizer"], most=most),
+        )
+        for no, one in zip(numbers, settled, strict=True)
+    ]
+
+
+def _manifest(store, source, layout, binarizer, documents=DOCUMENTS):
+    built = _built(store, source, layout, binarizer)
+    partition = finish_partition(store, built, binarizer, space=source.cache.encoder)
     return IndexManifest(
         index="i", corpus="c", plan="p", encoder={}, dims=DIMS, attributes=ATTRIBUTES, documents=(), document_buckets=1,
-        num_documents=DOCUMENTS, partitions=(partition,), search=SearchDefaults(probes=20, rerank=100), statistics={},
+        num_documents=documents, partitions=(partition,), search=SearchDefaults(lists=20, margin=4.0, rerank=100),
+        statistics={},
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    store = LocalStore(str(tmp_path_factory.mktemp("root")))
-    vectors, *columns = _corpus(np.random.default_rng(5))
+    return _build(LocalStore(str(tmp_path_factory.mktemp("root"))), CHUNKS)
+
+
+@pytest.fixture(scope="module")
+def unchunked(tmp_path_factory):
+    return _build(LocalStore(str(tmp_path_factory.mktemp("root"))), 1)
+
+
+def _build(store, chunks):
+    vectors, *columns = _corpus(np.random.default_rng(5), chunks)
     table = _table(vectors, *columns)
     source = _source(store, table, vectors, "given")
-    return store, source, _manifest(store, source, _trained(store, source, len(vectors))), table, vectors
+    layout, binarizer = _layout(store, source, len(vectors)), _learned(store, source, len(vectors))
+    manifest = _manifest(store, source, layout, binarizer, len(vectors) // chunks)
+    return store, source, manifest, table, vectors
 
 
 def _plain(vectors, table, query, k, keep=None):
@@ -130,8 +166,9 @@ def _queries(n, seed=9):
     return queries / np.linalg.norm(queries, axis=1, keepdims=True)
 
 
-def test_exact_search_equals_a_plain_scan(built):
-    store, _, manifest, table, vectors = built
+@pytest.mark.parametrize("corpus", ["built", "unchunked"])
+def test_exact_search_equals_a_plain_scan(corpus, request):
+    store, _, manifest, table, vectors = request.getfixturevalue(corpus)
     queries = _queries(12)
     for query, hits in zip(
         queries, IndexReader(store, manifest).search(queries, k=10, exact=True), strict=True
@@ -141,11 +178,12 @@ def test_exact_search_equals_a_plain_scan(built):
         assert [hit.score for hit in hits] == pytest.approx([scores[name] for name in names], abs=1e-6)
 
 
-def test_probing_every_list_and_reranking_every_row_equals_exact_search(built):
-    store, _, manifest, table, _ = built
+@pytest.mark.parametrize("corpus", ["built", "unchunked"])
+def test_probing_every_list_and_reranking_every_row_equals_exact_search(corpus, request):
+    store, _, manifest, table, _ = request.getfixturevalue(corpus)
     reader = IndexReader(store, manifest)
     queries = _queries(12)
-    full = reader.search(queries, k=10, probes=10_000, rerank=table.num_rows)
+    full = reader.search(queries, k=10, probing=EVERY, rerank=table.num_rows)
     assert [[h.doc_id for h in hits] for hits in full] == [
         [h.doc_id for h in hits] for hits in reader.search(queries, k=10, exact=True)
     ]
@@ -156,6 +194,21 @@ def test_default_search_finds_most_true_neighbours(built):
     reader, queries = IndexReader(store, manifest), _queries(50)
     pairs = zip(reader.search(queries), reader.search(queries, exact=True), strict=True)
     assert np.mean([len({h.doc_id for h in a} & {h.doc_id for h in b}) / 10 for a, b in pairs]) > 0.85
+
+
+def test_a_graph_over_the_heads_finds_what_all_heads_find(built):
+    store, _, manifest, _, _ = built
+    (partition,) = manifest.partitions
+    graph = graph_heads(store, partition.heads).files["graph"]
+    linked = manifest.model_copy(update={"partitions": (partition.model_copy(update={"head_graph": graph}),)})
+    where = parse_filter("year > 2010", IndexReader(store, manifest).attributes)
+    for more in ({}, {"where": where}, {"probing": Probing(3, 0.2)}):
+        expected, found = (
+            IndexReader(store, m).search(_queries(40), k=10, **more) for m in (manifest, linked)
+        )
+        assert [[hit.doc_id for hit in one] for one in found] == [
+            [hit.doc_id for hit in one] for one in expected
+        ]
 
 
 def test_one_query_gets_the_same_hits_alone_and_in_a_block(built):
@@ -169,11 +222,53 @@ def test_a_query_that_must_look_deeper_does_not_change_what_others_get(built):
     """With one list and a shallow re-rank, chunks of one document crowd out others and some queries go deeper."""
     store, _, manifest, _, _ = built
     reader, queries = IndexReader(store, manifest), _queries(40)
-    shallow = {"k": 10, "probes": 1, "rerank": 10}
+    shallow = {"k": 10, "probing": Probing(1, 4.0), "rerank": 10}
     together = [[h.doc_id for h in hits] for hits in reader.search(queries, **shallow)]
     alone = [[h.doc_id for h in reader.search(query, **shallow)[0]] for query in queries]
     assert alone == together
     assert all(len(hits) == 10 for hits in together)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "rerank", "rounds"),
+    [("built", 100, 3), ("unchunked", 100, 3), ("built", 0, 3), ("unchunked", 0, 2)],
+)
+def test_a_query_takes_three_rounds_of_reading_and_two_without_vectors(corpus, rerank, rounds, request):
+    """Lists, what is scored again, doc_ids; a document of several vectors is told by its vector_ids."""
+    store, _, manifest, _, _ = request.getfixturevalue(corpus)
+    assert len(manifest.partitions[0].segments) > 1
+    reads = []
+
+    class Watched(LocalStore):
+        def read_many(self, wanted):
+            reads.append(sum(len(ranges) for _, ranges in wanted))
+            return super().read_many(wanted)
+
+    reader = IndexReader(Watched(store.uri), manifest)
+    reader.open()
+    found = reader.search(_queries(1), k=5, rerank=rerank)
+    assert len(reads) == found.stats.rounds == rounds
+    assert found.stats.requests == sum(reads)
+
+
+@pytest.mark.parametrize("tool", ["pyarrow plain", "pyarrow one row group", "duckdb"])
+@pytest.mark.parametrize("kind", ["lists", "vectors", "directory", "heads"])
+def test_files_that_another_tool_wrote_anew_are_read_through_parquet(built, tmp_path, tool, kind):
+    store, _, manifest, _, _ = built
+    (partition,) = manifest.partitions
+    copy = LocalStore(str(shutil.copytree(store.uri, tmp_path / "root")))
+    refs = {
+        "lists": [segment.lists for segment in partition.segments],
+        "vectors": [segment.vectors for segment in partition.segments],
+        "directory": [partition.directory],
+        "heads": [partition.heads],
+    }
+    for ref in refs[kind]:
+        REWRITERS[tool](Path(store.uri) / ref.path, Path(copy.uri) / ref.path)
+    where = parse_filter("year > 2010", IndexReader(store, manifest).attributes)
+    for more in ({}, {"where": where}, {"exact": True}):
+        expected, found = (IndexReader(s, manifest).search(_queries(5), **more) for s in (store, copy))
+        assert found.hits == expected.hits
 
 
 @pytest.mark.parametrize("rerank", [0, 10, 100])
@@ -220,21 +315,58 @@ def test_a_bad_query_vector_is_refused(built, vectors, problem):
         IndexReader(store, manifest).search(vectors)
 
 
-def test_every_vector_is_in_exactly_one_list(built):
+def _entries(store, partition):
+    """Rows of every list as (row, distance) by list, from ordinary Parquet."""
+    directory = read_columns(store, partition.directory.path).to_pylist()
+    rows = [read_columns(store, segment.lists.path)["row"].to_pylist() for segment in partition.segments]
+    found = {}
+    for place in directory:
+        first = place["first_entry"]
+        found[place["list_no"]] = rows[place["segment"]][first : first + place["num_entries"]]
+    return directory, found
+
+
+def _vectors(store, partition):
+    tables = [read_columns(store, s.vectors.path, ["vector_id", "embedding"]) for s in partition.segments]
+    return pa.concat_tables(tables)
+
+
+def test_every_vector_is_the_primary_of_exactly_one_list_and_in_it_once(built):
     store, _, manifest, table, _ = built
     (partition,) = manifest.partitions
-    ids = np.concatenate(
-        [hash_keys(read_columns(store, s.vectors.path)["vector_id"]) for s in partition.segments]
-    )
-    assert sorted(ids.tolist()) == sorted(hash_keys(table["vector_id"]).tolist())
-    for segment in partition.segments:
-        assert read_columns(store, segment.lists.path)["row"].to_pylist() == list(range(segment.vectors.rows))
+    directory, lists = _entries(store, partition)
+    owner = {}
+    for place in directory:
+        own = range(place["first_row"], place["first_row"] + place["num_primaries"])
+        assert set(own) <= set(lists[place["list_no"]])
+        for row in own:
+            assert owner.setdefault(row, place["list_no"]) == place["list_no"]
+    assert sorted(owner) == list(range(table.num_rows))
+    assert all(len(set(rows)) == len(rows) for rows in lists.values())
+    stored = sorted(_vectors(store, partition)["vector_id"].to_pylist())
+    assert stored == sorted(table["vector_id"].to_pylist())
+
+
+def test_vectors_have_copies_in_near_lists(built):
+    store, _, manifest, table, _ = built
+    _, lists = _entries(store, manifest.partitions[0])
+    copies = np.bincount(np.concatenate(list(lists.values())), minlength=table.num_rows)
+    assert copies.min() >= 1
+    assert copies.max() <= 3
+    assert 1.05 < copies.mean() < 3
+
+
+def test_no_list_is_longer_than_twice_the_rows_asked_for(built):
+    directory, lists = _entries(built[0], built[2].partitions[0])
+    assert max(place["num_primaries"] for place in directory) <= 2 * LISTS["rows_per_list"]
+    assert max(map(len, lists.values())) <= 200
 
 
 def test_directory_covers_every_entry_once(built):
     store, _, manifest, _, _ = built
     (partition,) = manifest.partitions
     directory = read_columns(store, partition.directory.path).to_pylist()
+    assert [place["list_no"] for place in directory] == list(range(partition.heads.rows))
     for no, segment in enumerate(partition.segments):
         mine = sorted((r["first_entry"], r["num_entries"]) for r in directory if r["segment"] == no)
         stops = [first + count for first, count in mine]
@@ -245,14 +377,38 @@ def test_directory_covers_every_entry_once(built):
 def test_entries_of_a_list_are_sorted_by_distance_to_its_head(built):
     store, _, manifest, _, _ = built
     (partition,) = manifest.partitions
-    heads = np.array(read_columns(store, partition.heads.path)["head"].to_pylist(), np.float32)
-    for row in read_columns(store, partition.directory.path).to_pylist():
-        stored = read_columns(store, partition.segments[row["segment"]].vectors.path, ["embedding"])[
-            "embedding"
-        ]
-        block = np.array(stored.slice(row["first_entry"], row["num_entries"]).to_pylist(), np.float32)
-        distances = ((block - heads[row["list_no"]]) ** 2).sum(axis=1)
-        assert (np.diff(distances) > -2e-3).all()
+    heads = read_columns(store, partition.heads.path)
+    vectors = np.array(_vectors(store, partition)["embedding"].to_pylist(), np.float32)
+    _, lists = _entries(store, partition)
+    for number, rows in lists.items():
+        head = np.array(heads["head"][number].as_py(), np.float32)
+        distances = ((vectors[rows] - head) ** 2).sum(axis=1)
+        assert (np.diff(distances) > -4e-3).all()
+        assert distances.max() == pytest.approx(heads["radius"][number].as_py(), abs=4e-3)
+
+
+def test_a_list_is_one_run_of_bytes_and_the_directory_says_where_its_columns_lie(built):
+    store, _, manifest, _, _ = built
+    (partition,) = manifest.partitions
+    for place in read_columns(store, partition.directory.path).to_pylist():
+        segment = partition.segments[place["segment"]]
+        data = store.read(segment.lists.path)
+        table = read_columns(store, segment.lists.path).slice(place["first_entry"], place["num_entries"])
+        count = place["num_entries"]
+        for name, width in {"code": 16, "factor": 2, "offset": 2, "row": 4}.items():
+            start = place[f"{name}_at"]
+            assert place["list_at"] < start < place["row_at"] + 4 * count
+            column = table[name]
+            values = b"".join(column.to_pylist()) if name == "code" else column.to_numpy().tobytes()
+            assert data[start : start + count * width] == values
+        names = read_columns(store, segment.vectors.path, ["doc_id"])["doc_id"].to_pylist()
+        first = place["first_row"] - sum(s.vectors.rows for s in partition.segments[: place["segment"]])
+        expected = b"".join(
+            len(n.encode()).to_bytes(4, "little") + n.encode()
+            for n in names[first : first + place["num_primaries"]]
+        )
+        stored = store.read(segment.vectors.path)
+        assert stored[place["doc_ids_at"] :][: place["doc_ids_bytes"]] == expected
 
 
 def test_the_two_ends_of_the_hash_order_are_disjoint_samples(built):
@@ -272,11 +428,14 @@ def test_the_two_ends_of_the_hash_order_are_disjoint_samples(built):
 def others(built):
     """The same rows by another binarizer, and in another space."""
     store, source, _, table, vectors = built
-    trained = _trained(store, source, len(vectors), method="rotation")
+    layout, binarizer = (
+        _layout(store, source, len(vectors)),
+        _learned(store, source, len(vectors), method="rotation"),
+    )
     elsewhere = _source(store, table, vectors, "elsewhere")
     return {
-        "binarizer": _manifest(store, source, trained).partitions[0],
-        "space": _manifest(store, elsewhere, trained).partitions[0],
+        "binarizer": _manifest(store, source, layout, binarizer).partitions[0],
+        "space": _manifest(store, elsewhere, layout, binarizer).partitions[0],
     }
 
 
@@ -288,7 +447,7 @@ def _with_segment(manifest, **files):
 
 
 def _scan(store, manifest):
-    return IndexReader(store, manifest).search(_queries(3), probes=10_000)
+    return IndexReader(store, manifest).search(_queries(3), probing=EVERY)
 
 
 def test_every_file_says_what_made_it(built):
@@ -330,14 +489,15 @@ def test_heads_in_another_space_are_refused_when_the_index_is_opened(built, othe
 
 def test_placed_rows_of_two_binarizers_make_no_segment(built):
     store, source, _, _, vectors = built
+    layout = _layout(store, source, len(vectors))
     mine, theirs = (
-        _placed(store, source, _trained(store, source, len(vectors), method="rotation", seed=seed))
+        _placed(store, source, layout, _learned(store, source, len(vectors), method="rotation", seed=seed))
         for seed in (1, 2)
     )
     with pytest.raises(
         IncompatibleModelsError, match=r"expected codes of binarizers/\w+, found codes of binarizers/"
     ):
-        build_segment(store, [mine[0], *theirs[1:]], 0, ATTRIBUTES)
+        settle_segment(store, [mine[0], *theirs[1:]], 0, ATTRIBUTES, layout)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "binarizer.json"])

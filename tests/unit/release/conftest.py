@@ -29,7 +29,7 @@ from pipeline.binarization import Binarizer, to_tensors
 from pipeline.release import publish, read_alias
 from pipeline.schemas import (
     DEAD_LETTERS,
-    directory_schema,
+    DIRECTORY,
     documents_schema,
     embeddings_schema,
     heads_schema,
@@ -38,7 +38,7 @@ from pipeline.schemas import (
     vectors_schema,
 )
 from pipeline.storage import LocalStore, Log, Store, canonical_json
-from pipeline.tables import vector_array, write_table
+from pipeline.tables import RawFile, vector_array, write_table
 
 NOW = datetime(2026, 11, 21, 3, 0, tzinfo=UTC)
 DIMS, CODE_BYTES = 8, 4
@@ -162,28 +162,42 @@ def _write_index(store: Store, seed: int) -> tuple[IndexManifest, FileRef]:
     )
     vectors = pa.table([ids, names, _vectors(rng, n, np.float16)], schema=vectors_schema(DIMS, nothing))
     scores = pa.array(rng.standard_normal(n).astype(np.float16))
-    rows = pa.array(rng.permutation(n).astype(np.int32))
+    own = np.split(np.arange(n), np.cumsum(LIST_SIZES)[:-1])
+    rows = pa.array(np.concatenate([rng.permutation(rows) for rows in own]).astype(np.int32))
     lists = pa.table([_binary(rng, n, CODE_BYTES), scores, scores, rows], schema=lists_schema(CODE_BYTES))
     filled = [no for no, size in enumerate(LIST_SIZES) if size]
     first = np.cumsum([0, *LIST_SIZES])[filled]
     sizes = [LIST_SIZES[no] for no in filled]
-    columns = [np.zeros(len(filled)), filled, first, sizes]
-    directory = pa.table(
-        [pa.array(np.asarray(c, dtype=np.int32)) for c in columns], schema=directory_schema()
-    )
+    places = {
+        "list_no": filled,
+        "first_entry": first,
+        "num_entries": sizes,
+        "num_primaries": sizes,
+        "first_row": first,
+    }
     codes = write_binarizer(store, seed)
+    segment = Segment(
+        lists=_write(store, "lists", lists, made_by("enc", codes.binarizer)),
+        vectors=_write(store, "vectors", vectors, made_by("enc")),
+    )
+    of_lists = RawFile(store, segment.lists, ["code", "factor", "offset", "row"])
+    of_vectors = RawFile(store, segment.vectors, ["vector_id", "embedding"])
+    places |= {f"{name}_at": of_lists.places(name, first) for name in ("code", "factor", "offset", "row")}
+    places |= {f"{name}s_at": of_vectors.places(name, first) for name in ("vector_id", "embedding")}
+    directory = pa.table(
+        [
+            pa.array(np.asarray(places.get(field.name, [0] * len(filled)))).cast(field.type)
+            for field in DIRECTORY
+        ],
+        schema=DIRECTORY,
+    )
     partition = Partition(
         partition_id=0,
         space="enc",
         codes=codes,
         heads=_write(store, "heads", _heads(rng, len(LIST_SIZES)), made_by("enc")),
         directory=_write(store, "directory", directory, {}),
-        segments=(
-            Segment(
-                lists=_write(store, "lists", lists, made_by("enc", codes.binarizer)),
-                vectors=_write(store, "vectors", vectors, made_by("enc")),
-            ),
-        ),
+        segments=(segment,),
         rows=n,
     )
     manifest = IndexManifest(
@@ -197,7 +211,7 @@ def _write_index(store: Store, seed: int) -> tuple[IndexManifest, FileRef]:
         document_buckets=1,
         num_documents=n,
         partitions=(partition,),
-        search=SearchDefaults(probes=2, rerank=10),
+        search=SearchDefaults(lists=2, margin=4.0, rerank=10),
         statistics={},
     )
     return manifest, write_manifest(store, manifest)

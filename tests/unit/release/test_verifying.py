@@ -1,4 +1,3 @@
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -82,10 +81,18 @@ def test_rows_of_a_partition_are_counted(local_root: Root) -> None:
     assert verify(local_root.store).problems == ("partition 0: expected 13 rows, found 12",)
 
 
-def test_entries_must_name_each_vector_once(local_root: Root) -> None:
+def test_a_list_must_have_its_own_vectors_and_none_twice(local_root: Root) -> None:
     _publish_with(local_root, lambda p: _with_rows(local_root, p, [0, 0, *range(2, 12)]))
-    (problem,) = verify(local_root.store).problems
-    assert "2 of 12 vectors are not in exactly one list" in problem
+    twice, missing = verify(local_root.store).problems
+    assert "1 entries are in a list twice" in twice
+    assert "1 vectors are not in their own list" in missing
+
+
+@pytest.mark.parametrize(("column", "values"), [("num_primaries", [3, 4, 4]), ("first_row", [0, 2, 8])])
+def test_every_vector_must_belong_to_one_list(local_root: Root, column: str, values: list[int]) -> None:
+    _publish_with(local_root, lambda p: _with_directory(local_root, p, column, values))
+    problems = verify(local_root.store).problems
+    assert any("do not have each of the 12 vectors once as their own" in problem for problem in problems)
 
 
 def test_entries_must_stay_within_the_vectors(local_root: Root) -> None:
@@ -107,6 +114,20 @@ def test_lists_must_cover_the_entries_once(local_root: Root, column: str, values
     _publish_with(local_root, lambda p: _with_directory(local_root, p, column, values))
     (problem,) = verify(local_root.store).problems
     assert "do not cover the 12 entries of segment 0 once" in problem
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "name"), [("row_at", "lists", "row"), ("embeddings_at", "vectors", "embedding")]
+)
+def test_values_must_start_where_the_directory_says(
+    local_root: Root, column: str, value: str, name: str
+) -> None:
+    (partition,) = local_root.index(1)[0].partitions
+    places = read_columns(local_root.store, partition.directory.path)[column].to_pylist()
+    wrong = [places[0], places[1] + 2, places[2]]
+    _publish_with(local_root, lambda p: _with_directory(local_root, p, column, wrong))
+    (problem,) = verify(local_root.store).problems
+    assert f".{value}.parquet: its {name}s do not start where the directory says" in problem
 
 
 def test_a_segment_number_beyond_the_segments_is_a_problem(local_root: Root) -> None:
@@ -188,7 +209,7 @@ def _replaced(root: Root, ref: FileRef, made: dict[bytes, bytes] | None = None, 
     table = read_columns(root.store, ref.path)
     for name, values in columns.items():
         place = table.schema.get_field_index(name)
-        array = pa.array(np.array(values, dtype=np.int32))
+        array = pa.array(values, table.schema.field(name).type)
         table = table.set_column(place, table.schema.field(name), array)
     return write_table(root.store, "partitions", table.schema.with_metadata(made), [table])
 

@@ -1,0 +1,356 @@
+"""One partition opened for search: heads and directory in memory, posting lists and vectors by byte range."""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.artifacts import FileRef, Partition, Segment
+from pipeline.binarization import Binarizer
+from pipeline.errors import CorruptArtifactError
+from pipeline.filters import Filter, evaluate
+from pipeline.index.binarizers import load_binarizer
+from pipeline.index.lists import Directory, Entries, ListsFile
+from pipeline.index.scoring import spans_of
+from pipeline.postings import HeadGraph, head_distances
+from pipeline.schemas import VECTOR_ID, made_by
+from pipeline.storage import RangeRead, Store, side_by_side
+from pipeline.tables import RawFile, is_as_written, read_columns
+
+__all__ = ["PartitionReader"]
+
+HEAD_TO_VECTOR = 2
+"""Bytes of a float32 head to those of a float16 vector."""
+LENGTH_BYTES = 4
+"""In front of each string of a PLAIN page."""
+
+
+class _SegmentReader:
+    """Files of one segment."""
+
+    def __init__(self, store: Store, segment: Segment, partition: Partition) -> None:
+        self._store = store
+        self._ref = segment.vectors
+        self._made = made_by(partition.space)
+        self._columns: dict[str, pa.ChunkedArray] = {}
+        self._decoded: RawFile | None = None
+        self._opened = False
+        self.lists = ListsFile(store, segment.lists, partition)
+        self.own_bytes = self.own_requests = 0
+
+    @property
+    def path(self) -> str:
+        """Of the vectors file."""
+        return self._ref.path
+
+    @property
+    def rows(self) -> int:
+        return self._ref.rows
+
+    @property
+    def decoded(self) -> RawFile | None:
+        """The vectors file where another tool wrote it anew; None where places in it are as the directory says.
+
+        Raises:
+            IncompatibleModelsError: Its vectors are of another encoder.
+            MissingFileError: It is not there.
+        """
+        if not self._opened and not is_as_written(self._store, self._ref, self._made):
+            self._decoded = RawFile(self._store, self._ref, ["vector_id", "embedding"], self._made)
+        self._opened = True
+        return self._decoded
+
+    def open(self) -> None:
+        """See whether the files are as they were written, and what made them."""
+        self.lists.open()
+        _ = self.decoded
+
+    def count(self, fetched: RangeRead) -> None:
+        """Add what fetching byte ranges of the vectors file cost."""
+        self.own_bytes += fetched.bytes_read
+        self.own_requests += fetched.requests
+
+    @property
+    def _files(self) -> list[RawFile | ListsFile]:
+        return [self.lists, *([self._decoded] if self._decoded is not None else [])]
+
+    @property
+    def bytes_read(self) -> int:
+        return self.own_bytes + sum(file.bytes_read for file in self._files)
+
+    @property
+    def requests(self) -> int:
+        return self.own_requests + sum(file.requests for file in self._files)
+
+    def attributes(self, columns: Sequence[str]) -> pa.Table:
+        """Attribute columns, kept once read."""
+        absent = [name for name in columns if name not in self._columns]
+        if absent:
+            table = read_columns(self._store, self.path, absent)
+            self.own_bytes += table.nbytes
+            self._columns.update({name: table[name] for name in absent})
+        return pa.table({name: self._columns[name] for name in columns})
+
+    def decoded_doc_ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Names of the documents of rows, from a file that another tool wrote anew."""
+        column = read_columns(self._store, self.path, ["doc_id"])["doc_id"]
+        self.own_bytes += column.nbytes
+        names: list[str] = column.take(pa.array(rows)).to_pylist()
+        return names
+
+
+class _Passing(NamedTuple):
+    """What passes a filter."""
+
+    rows: NDArray[np.bool_]
+    """(rows,) of the partition."""
+    by_list: NDArray[np.int64]
+    """(lists,) entries of each list, copies counted."""
+
+
+class _Runs(NamedTuple):
+    """Where the doc_ids of some rows lie."""
+
+    ranges: list[tuple[int, int]]
+    """Bytes of the doc_ids of a list, of each list."""
+    places: list[list[int]]
+    """Of each list, which of them are wanted, rising."""
+
+
+def _strings(data: bytes, places: Sequence[int]) -> list[str]:
+    """Strings at rising places of a PLAIN run."""
+    found, at, number = [], 0, 0
+    for place in places:
+        while number < place:
+            at += LENGTH_BYTES + int.from_bytes(data[at : at + LENGTH_BYTES], "little")
+            number += 1
+        start = at + LENGTH_BYTES
+        found.append(data[start : start + int.from_bytes(data[at:start], "little")].decode())
+    return found
+
+
+def _runs_of_bytes(at: NDArray[np.int64], width: int) -> list[tuple[int, int]]:
+    """Values of `width` bytes at rising places, as runs [start, stop)."""
+    breaks = np.flatnonzero(np.diff(at) != width)
+    starts, stops = at[np.append(0, breaks + 1)], at[np.append(breaks, len(at) - 1)] + width
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+def _read_graph(store: Store, ref: FileRef) -> HeadGraph:
+    data = store.read(ref.path)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != ref.sha256:
+        problem = f"expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…"
+        raise CorruptArtifactError(f"{store.uri}/{ref.path}", problem, "run `strata verify`")
+    return HeadGraph.from_bytes(data)
+
+
+class PartitionReader:
+    """Heads and directory of one partition in memory, its segments behind them.
+
+    Args:
+        store: The root.
+        partition: As the manifest records it.
+
+    Raises:
+        CorruptArtifactError: The bytes of the binarizer are not the recorded ones.
+        IncompatibleModelsError: Heads or codes are of another space or binarizer than the partition.
+    """
+
+    def __init__(self, store: Store, partition: Partition) -> None:
+        self._store = store
+        self._heads = RawFile(store, partition.heads, ["head"], made_by(partition.space))
+        self.num_lists = partition.heads.rows
+        self.graph = _read_graph(store, partition.head_graph) if partition.head_graph is not None else None
+        self.directory = Directory(read_columns(store, partition.directory.path))
+        self.binarizer: Binarizer = load_binarizer(
+            store, partition.codes.binarizer, dims=self._heads.width("head") // 4
+        )
+        self._segments = [_SegmentReader(store, segment, partition) for segment in partition.segments]
+        self._first = np.cumsum([0, *(segment.rows for segment in self._segments)])
+        self._kept: tuple[str, _Passing | None] = ("", None)
+        self._widths = {
+            "vector_id": VECTOR_ID.byte_width,
+            "embedding": self._heads.width("head") // HEAD_TO_VECTOR,
+        }
+
+    def open(self) -> None:
+        """Look at all files now instead of at the first query that needs them."""
+        side_by_side(_SegmentReader.open, self._segments)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the partition."""
+        return int(self._first[-1])
+
+    @cached_property
+    def heads(self) -> NDArray[np.float32]:
+        """(lists, d); where there is a graph, read only when a filter asks for all distances."""
+        return self._heads.read_all("head").view(np.float32)
+
+    @cached_property
+    def _squares(self) -> NDArray[np.float32]:
+        return np.einsum("ld,ld->l", self.heads, self.heads)
+
+    def distances(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(q, lists) squared distances of queries to all heads."""
+        return head_distances(queries, self.heads, self._squares)
+
+    def nearest(
+        self, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Numbers and squared distances of the `count` lists nearest to each query by their heads, nearest first."""
+        count = min(count, self.num_lists)
+        if self.graph is not None:
+            return self.graph.nearest(queries, count)
+        distances = self.distances(queries)
+        near = np.argpartition(distances, count - 1, axis=1)[:, :count]
+        apart = np.take_along_axis(distances, near, axis=1)
+        order = np.lexsort((near, apart), axis=1)
+        return np.take_along_axis(near, order, axis=1), np.take_along_axis(apart, order, axis=1)
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Bytes and requests so far."""
+        segments = self._segments
+        return sum(s.bytes_read for s in segments), sum(s.requests for s in segments)
+
+    def mask(self, where: Filter) -> NDArray[np.bool_]:
+        """(rows,) whether a row passes the filter; the last filter's are kept."""
+        return self._passing(where).rows
+
+    def rows_by_list(self, where: Filter | None) -> NDArray[np.int64]:
+        """(lists,) entries of each list that pass the filter."""
+        return self.list_entries if where is None else self._passing(where).by_list
+
+    def _passing(self, where: Filter) -> _Passing:
+        # Another thread may replace what is kept at any moment.
+        text, kept = self._kept
+        if kept is None or text != where.text:
+            found = [evaluate(where, segment.attributes(where.columns)) for segment in self._segments]
+            kept = self._passing_of(np.concatenate(found))
+            self._kept = (where.text, kept)
+        return kept
+
+    def _passing_of(self, mask: NDArray[np.bool_]) -> _Passing:
+        passing = np.zeros(len(self.directory["list_no"]), np.int64)
+        for no, segment in enumerate(self._segments):
+            here = self.directory["segment"] == no
+            sums = np.concatenate([[0], np.cumsum(mask[segment.lists.rows])])
+            first, count = self.directory["first_entry"][here], self.directory["num_entries"][here]
+            passing[here] = sums[first + count] - sums[first]
+        return _Passing(mask, self._by_list(passing))
+
+    def _by_list(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        lists = self.directory["list_no"]
+        return np.bincount(lists, weights=counts, minlength=self.num_lists).astype(np.int64)
+
+    @cached_property
+    def list_entries(self) -> NDArray[np.int64]:
+        """(lists,) entries of each list."""
+        return self._by_list(self.directory["num_entries"])
+
+    def pieces(self, lists: NDArray[np.int64]) -> list[Entries]:
+        """Entries of each of some posting lists, all read in one round."""
+        rows = self.directory.rows_of(lists)
+        of_row = self.directory["segment"][rows]
+        parts = [(self._segments[int(no)].lists, np.flatnonzero(of_row == no)) for no in np.unique(of_row)]
+        fetched = self._store.read_many(
+            [(file.path, file.ranges(self.directory, rows[here])) for file, here in parts]
+        )
+        found: dict[int, list[Entries]] = {}
+        for (file, here), data in zip(parts, fetched, strict=True):
+            own = file.entries(self.directory, rows[here], data)
+            for number, entries in zip(self.directory["list_no"][rows[here]].tolist(), own, strict=True):
+                found.setdefault(number, []).append(entries)
+        return [Entries.joined(found[number]) for number in lists.tolist()]
+
+    def _by_segment(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
+        """Rising rows of the partition as numbers of segments and rows of these."""
+        edges = np.searchsorted(rows, self._first)
+        return [
+            (no, rows[start:stop] - self._first[no])
+            for no, (start, stop) in enumerate(pairwise(edges.tolist()))
+            if stop > start
+        ]
+
+    def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """(n, d) vectors of rising rows."""
+        return self.values(["embedding"], rows)[0].view(np.float16).astype(np.float32)
+
+    def values(self, columns: Sequence[str], rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
+        """Some of `vector_id` and `embedding` of rising rows, at least one, as (n, width) bytes; read in one round."""
+        wanted = [(name, no, own) for name in columns for no, own in self._by_segment(rows)]
+        fetched = iter(
+            self._fetch(
+                [
+                    (no, self._value_ranges(name, no, own))
+                    for name, no, own in wanted
+                    if self._segments[no].decoded is None
+                ]
+            )
+        )
+        found: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in columns}
+        for name, no, own in wanted:
+            decoded = self._segments[no].decoded
+            if decoded is not None:
+                found[name] += decoded.read(name, spans_of(own))
+            else:
+                data = b"".join(next(fetched).chunks)
+                found[name].append(np.frombuffer(data, np.uint8).reshape(len(own), -1))
+        return [np.concatenate(found[name]) for name in columns]
+
+    def doc_ids(self, rows: NDArray[np.int64]) -> list[str]:
+        """Names of the documents of rising rows, read in one round."""
+        parts = self._by_segment(rows)
+        runs = {no: self._runs(no, own) for no, own in parts if self._segments[no].decoded is None}
+        fetched = dict(zip(runs, self._fetch([(no, run.ranges) for no, run in runs.items()]), strict=True))
+        names: list[str] = []
+        for no, own in parts:
+            if no not in runs:
+                names += self._segments[no].decoded_doc_ids(own)
+                continue
+            for data, places in zip(fetched[no].chunks, runs[no].places, strict=True):
+                names += _strings(data, places)
+        return names
+
+    def _fetch(self, wanted: Sequence[tuple[int, list[tuple[int, int]]]]) -> list[RangeRead]:
+        """Bytes of vectors files, by number of segment."""
+        found = self._store.read_many([(self._segments[no].path, ranges) for no, ranges in wanted])
+        for (no, _), one in zip(wanted, found, strict=True):
+            self._segments[no].count(one)
+        return found
+
+    def _value_ranges(self, column: str, segment: int, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
+        here, firsts = self._primaries[segment]
+        of_row = np.searchsorted(firsts, rows, side="right") - 1
+        width = self._widths[column]
+        starts = self.directory[f"{column}s_at"][here[of_row]]
+        return _runs_of_bytes(starts + (rows - firsts[of_row]) * width, width)
+
+    def _runs(self, segment: int, rows: NDArray[np.int64]) -> _Runs:
+        """Where the doc_ids of the lists lie whose primaries rising rows of a segment are."""
+        here, firsts = self._primaries[segment]
+        of_row = np.searchsorted(firsts, rows, side="right") - 1
+        lists, starts = np.unique(of_row, return_index=True)
+        at = self.directory["doc_ids_at"][here[lists]]
+        stops = at + self.directory["doc_ids_bytes"][here[lists]]
+        places = [
+            (part - firsts[one]).tolist() for one, part in zip(lists, np.split(rows, starts[1:]), strict=True)
+        ]
+        return _Runs(list(zip(at.tolist(), stops.tolist(), strict=True)), places)
+
+    @cached_property
+    def _primaries(self) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """Of each segment, the rows of the directory with primaries, in storage order, and the first row of each."""
+        directory, found = self.directory, []
+        for no, first in enumerate(self._first[:-1]):
+            here = np.flatnonzero((directory["segment"] == no) & (directory["num_primaries"] > 0))
+            here = here[np.argsort(directory["first_row"][here])]
+            found.append((here, directory["first_row"][here] - first))
+        return found

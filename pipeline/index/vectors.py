@@ -1,0 +1,103 @@
+"""Live documents joined with their float32 vectors, bucket by bucket: what training, placing and exact search stream."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.artifacts import Attribute, FileRef, arrow_schema
+from pipeline.embedding.cache import Cache, CachedBucket
+from pipeline.index.condemned import drop_condemned
+from pipeline.storage import Store
+from pipeline.tables import hash_keys, read_bucket, read_columns
+
+__all__ = ["SLICE_ROWS", "VectorSource", "iterate_vectors", "sample_vectors"]
+
+SLICE_ROWS = 8192
+"""Rows placed at once. Fixed: distances can change in the last bit with the size of a product."""
+
+
+@dataclass(frozen=True)
+class VectorSource:
+    """Live documents by bucket of text hash, and the cache that holds their vectors."""
+
+    texts: tuple[FileRef, ...]
+    cache: Cache
+    attributes: tuple[Attribute, ...]
+    condemned: Mapping[int, FileRef] = field(default_factory=dict)
+    """By bucket, rows that have no vector because their text cannot be encoded."""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the attributes."""
+        return arrow_schema(self.attributes)
+
+
+def iterate_vectors(
+    store: Store,
+    source: VectorSource,
+    bucket: int,
+    *,
+    backwards: bool = False,
+    only: pa.Array | None = None,
+) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+    """Rows of one bucket in slices, sorted by (text_hash, vector_id), with their vectors.
+
+    Args:
+        store: The root.
+        source: Live documents and their vectors.
+        bucket: Bucket of text hashes.
+        backwards: Last slice first; the same slices, each in the same order.
+        only: doc_ids: of the slices only the rows of these documents, without attributes.
+
+    Yields:
+        (n) rows with vector_id, doc_id, text_hash and the attributes; (n, d) float32. n is at most SLICE_ROWS.
+    """
+    columns = ["vector_id", "doc_id", "text_hash", *(source.schema.names if only is None else [])]
+    table = pa.concat_tables([read_bucket(store, ref.path, bucket, columns) for ref in source.texts])
+    if bucket in source.condemned:
+        table = drop_condemned(table, read_columns(store, source.condemned[bucket].path), by="text_hash")
+    order = pc.sort_indices(table, sort_keys=[("text_hash", "ascending"), ("vector_id", "ascending")])
+    table = table.take(order)
+    cached = CachedBucket(store, source.cache, bucket)
+    starts = range(0, table.num_rows, SLICE_ROWS)
+    for start in reversed(starts) if backwards else starts:
+        rows = table.slice(start, SLICE_ROWS)
+        rows = rows if only is None else rows.filter(pc.is_in(rows["doc_id"], only))
+        distinct, places = np.unique(hash_keys(rows["text_hash"]), return_inverse=True)
+        yield rows, cached.read(distinct)[places]
+
+
+def sample_vectors(
+    store: Store, source: VectorSource, rows: int, *, from_end: bool = False
+) -> tuple[NDArray[np.float32], list[str]]:
+    """Vectors with the smallest (or largest) text hashes: a uniform sample that does not depend on the shards.
+
+    Returns:
+        (n, d) float32 and their doc_ids, in order of hash; n is `rows`, or less in a smaller corpus.
+    """
+    vectors = np.empty((rows, source.cache.dims), dtype=np.float32)
+    pieces: list[list[str]] = []
+    filled = 0
+    for table, found in _slices(store, source, backwards=from_end):
+        n = min(len(found), rows - filled)
+        kept = slice(len(found) - n, None) if from_end else slice(n)
+        place = slice(rows - filled - n, rows - filled) if from_end else slice(filled, filled + n)
+        vectors[place] = found[kept]
+        pieces.append(table["doc_id"].to_pylist()[kept])
+        filled += n
+        if filled == rows:
+            break
+    names = [name for part in (pieces[::-1] if from_end else pieces) for name in part]
+    return vectors[rows - filled :] if from_end else vectors[:filled], names
+
+
+def _slices(
+    store: Store, source: VectorSource, *, backwards: bool
+) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+    buckets = range(source.cache.buckets)
+    for bucket in reversed(buckets) if backwards else buckets:
+        yield from iterate_vectors(store, source, bucket, backwards=backwards)

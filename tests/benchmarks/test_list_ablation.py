@@ -1,0 +1,131 @@
+"""Must-show: even lists, copies and pruning each read fewer bytes for the same recall."""
+
+import numpy as np
+import pytest
+
+from pipeline.clustering import HeadTree, NearHeads, Prices, assign, charged_lists, near_heads
+from pipeline.config import SizedLayout
+from pipeline.index.assembly import PLACED_AMONG
+from pipeline.index.training import (
+    ROUNDS,
+    GrownTree,
+    after_round,
+    grown_rows,
+    sort_into_lists,
+    train_branch,
+    train_trunk,
+)
+from pipeline.postings import MOST_ENTRIES, kept_entries, replicas_of
+from tests.benchmarks.real_vectors import real_set
+
+RECALLS = (0.9, 0.95, 0.98, 0.99)
+ENTRY_BYTES = 48 + 8
+MAXIMA = tuple(np.unique(np.geomspace(1, 1500, 60).astype(int)).tolist())
+MARGINS = tuple(np.linspace(0.02, 0.6, 40).tolist())
+BLOCK = 50_000
+
+
+def _grown(base, layout):
+    """Heads by k-means in two levels, without prices, and the sample."""
+    rng = np.random.default_rng(1)
+    sample = base[np.sort(rng.choice(len(base), grown_rows(len(base), layout), replace=False))]
+    trunk = train_trunk(sample[: layout.max_train_rows], num_vectors=len(base), layout=layout, seed=1)
+    of_row = assign(sample, trunk.branches)[0]
+    heads = [
+        train_branch(sample[of_row == i], trunk.branches[i], num_lists=int(n), seed=i)
+        for i, n in enumerate(trunk.lists)
+    ]
+    starts = np.concatenate([[0], np.cumsum([len(one) for one in heads])])
+    every = np.concatenate(heads)
+    return GrownTree(HeadTree.of(every, trunk.branches, starts), Prices.none(len(every))), sample
+
+
+def _evened(grown, sample):
+    mean_rows = len(sample) / len(grown.tree.heads)
+    for _ in range(ROUNDS):
+        grown = after_round(grown, sort_into_lists(sample, grown), mean_rows=mean_rows)
+    return grown
+
+
+def _lists(base, grown, *, max_replicas):
+    """(list_no, row) of every entry, and the number of lists."""
+    found = [
+        _of_block(base[start : start + BLOCK], grown, max_replicas) for start in range(0, len(base), BLOCK)
+    ]
+    list_no, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    row, copy = np.nonzero(list_no >= 0)
+    most = int(MOST_ENTRIES * len(row) / len(grown.tree.heads))
+    kept = kept_entries(list_no[row, copy], copy, distance[row, copy], most=most)
+    return list_no[row, copy][kept], row[kept]
+
+
+def _of_block(block, grown, max_replicas):
+    near: NearHeads = near_heads(block, grown.tree, PLACED_AMONG)
+    primary = charged_lists(near, grown.prices.now)
+    own = near.distance[np.arange(len(block)), (near.list_no == primary[:, None]).argmax(axis=1)]
+    if max_replicas == 1:
+        return primary[:, None], own[:, None]
+    copies = replicas_of(near, primary, grown.tree.heads, max_replicas=max_replicas)
+    return np.hstack([primary[:, None], copies.list_no]), np.hstack([own[:, None], copies.distance])
+
+
+def _curve(heads, entries, vectors, *, pruned):
+    """(bytes, recall) of every rule: share of the true ten in the lists probed, whatever codes say."""
+    queries, truth = (np.load(vectors.folder / f"report.{what}.npy") for what in ("queries", "truth"))
+    list_no, row = entries
+    sizes = np.bincount(list_no, minlength=len(heads))
+    order = np.argsort(row, kind="stable")
+    first = np.searchsorted(row[order], np.arange(row.max() + 2))
+    points: dict[tuple[int, float], list[tuple[float, float]]] = {}
+    for query, wanted in zip(queries, truth, strict=True):
+        apart = np.square(heads - query).sum(axis=1)
+        nearest = np.argsort(apart)[: MAXIMA[-1]]
+        rank = np.full(len(heads), len(heads))
+        rank[nearest] = np.arange(len(nearest))
+        seen = np.array([rank[list_no[order[first[i] : first[i + 1]]]].min() for i in wanted])
+        scanned = np.concatenate([[0], np.cumsum(sizes[nearest])])
+        within = apart[nearest] - apart[nearest[0]]
+        for margin in MARGINS if pruned else (np.inf,):
+            reach = int(np.searchsorted(within, margin, side="right"))
+            for most in MAXIMA:
+                probed = min(most, reach)
+                found = (float(scanned[probed]), float((seen < probed).mean()))
+                points.setdefault((most, margin), []).append(found)
+    return np.array([np.mean(found, axis=0) for found in points.values()])
+
+
+def _bytes_at(curve, recall):
+    enough = curve[curve[:, 1] >= recall]
+    return ENTRY_BYTES * float(enough[:, 0].min()) if len(enough) else np.inf
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.timeout(7200)
+def test_even_lists_copies_and_pruning_each_read_less(shared_data):
+    vectors = real_set(shared_data)
+    base = np.load(vectors.folder / "base.npy")
+    layout = SizedLayout(rows_per_list=100, max_replicas=2)
+    plain, sample = _grown(base, layout)
+    even = _evened(plain, sample)
+    steps = {
+        "k-means, a fixed number of lists": (plain, 1, False),
+        "even lists": (even, 1, False),
+        "+ copies": (even, 2, False),
+        "+ pruning": (even, 2, True),
+    }
+    print(
+        f"\n{len(base):,} vectors; kB of lists that hold a share of the true ten\n| | CV | entries a vector | "
+        + " | ".join(map(str, RECALLS))
+        + " |"
+    )
+    read = {}
+    for name, (grown, copies, pruned) in steps.items():
+        entries = _lists(base, grown, max_replicas=copies)
+        curve = _curve(grown.tree.heads, entries, vectors, pruned=pruned)
+        read[name] = [_bytes_at(curve, recall) for recall in RECALLS]
+        sizes = np.bincount(entries[0], minlength=len(grown.tree.heads))
+        shown = " | ".join(f"{one / 1000:,.0f}" for one in read[name])
+        print(f"| {name} | {sizes.std() / sizes.mean():.2f} | {len(entries[0]) / len(base):.2f} | {shown} |")
+    for before, after in zip(list(read.values()), list(read.values())[1:], strict=False):
+        assert all(b < a for a, b in zip(before, after, strict=True))

@@ -1,0 +1,139 @@
+"""Layouts of awkward corpora, end to end: every vector in exactly one list of its own, no list too long, searches whole."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline.filters import parse_filter
+from pipeline.index.reader import open_release
+from pipeline.postings import HeadGraph, Probing
+from pipeline.release import verify
+from pipeline.storage import open_store
+from pipeline.tables import read_columns, vector_array
+from tests.integration.roads import configured, data_files, run_inline
+
+DIMS = 16
+NARROW = Probing(3, 0.1)
+
+
+def _corpus(folder, *, rows, same, seed):
+    """Vectors in heaps, some of them many times."""
+    rng = np.random.default_rng(seed)
+    heaps = rng.standard_normal((8, DIMS))
+    vectors = heaps[rng.integers(0, 8, rows)] + 0.4 * rng.standard_normal((rows, DIMS))
+    vectors[: same * rows // 10] = vectors[rng.integers(0, min(3, rows), same * rows // 10)]
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    table = {"_id": [f"d{i}" for i in range(rows)], "v": vector_array(vectors), "n": pa.array(range(rows))}
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), folder / "corpus.parquet")
+    return vectors
+
+
+def _run(folder, root="root", **layout):
+    content = {
+        "root": str(folder / root),
+        "corpus": {
+            "uri": str(folder / "corpus.parquet"),
+            "format": "parquet",
+            "embedding": "v",
+            "attributes": ["n"],
+        },
+        "binarizer": {"bytes": 4, "method": "rotation"},
+        "layout": {"segment_rows": 300, "max_train_rows": 256, "train_rows_per_list": 20} | layout,
+        "evaluation": {"sample_queries": 20},
+    }
+    config = configured(folder, content)
+    run_inline(config)
+    return config
+
+
+def _sizes(store, release):
+    (partition,) = release.reader.manifest.partitions
+    return read_columns(store, partition.directory.path, ["num_primaries", "num_entries"])
+
+
+layouts = st.fixed_dictionaries(
+    {
+        "rows_per_list": st.sampled_from([1, 5, 30, 400]),
+        "max_replicas": st.sampled_from([1, 2, 4]),
+        "heads": st.sampled_from(["means", "vectors"]),
+    }
+)
+
+
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.sampled_from([1, 2, 40, 700]), same=st.integers(0, 10), seed=st.integers(0, 99), layout=layouts
+)
+def test_every_layout_holds_every_vector_once_and_finds_all(tmp_path_factory, rows, same, seed, layout):
+    folder = tmp_path_factory.mktemp("layout")
+    vectors = _corpus(folder, rows=rows, same=same, seed=seed)
+    config = _run(folder, **layout)
+    store = open_store(config.root)
+    assert verify(store, None).problems == ()
+    release = open_release(config.root)
+    sizes = _sizes(store, release)
+    assert sum(sizes["num_primaries"].to_pylist()) == rows
+    assert max(sizes["num_primaries"].to_pylist()) <= 2 * layout["rows_per_list"]
+    assert max(sizes["num_entries"].to_pylist()) <= max(rows, 1) * layout["max_replicas"]
+    every = [{hit.doc_id for hit in hits} for hits in release.search(vectors[:3], k=rows)]
+    assert all(found == {f"d{i}" for i in range(rows)} for found in every)
+    few = release.search(vectors[:3], k=min(rows, 60), probing=NARROW)
+    assert all(len(hits) == min(rows, 60) for hits in few)
+    exact, near = (release.search(vectors[:5], k=5, exact=exact) for exact in (True, False))
+    for own, others in zip(exact, near, strict=True):
+        assert own[0].score == pytest.approx(others[0].score, abs=2e-3)
+
+
+@pytest.mark.parametrize("layout", [{"heads": "vectors", "max_replicas": 4}, {"max_replicas": 2}])
+def test_a_layout_of_several_groups_and_segments_is_the_same_on_every_run(tmp_path, layout):
+    _corpus(tmp_path, rows=2500, same=2, seed=1)
+    one, other = (_run(tmp_path, root, rows_per_list=20, **layout) for root in ("one", "other"))
+    files = data_files(open_store(one.root))
+    assert files == data_files(open_store(other.root))
+    (partition,) = open_release(one.root).reader.manifest.partitions
+    assert len(partition.segments) > 4
+    assert len(list(open_store(one.root).list("scratch/members"))) > 8
+
+
+def test_many_heads_are_found_through_a_graph(tmp_path, monkeypatch):
+    vectors = _corpus(tmp_path, rows=1500, same=0, seed=2)
+    plain = _run(tmp_path, "plain", rows_per_list=10)
+    monkeypatch.setattr("pipeline.execution.building.EXACT_HEADS", 100)
+    linked = _run(tmp_path, "linked", rows_per_list=10)
+    assert verify(open_store(linked.root), None).problems == ()
+    releases = [open_release(config.root) for config in (plain, linked)]
+    assert [r.reader.manifest.partitions[0].head_graph is not None for r in releases] == [False, True]
+    queries = vectors[::50]
+    expected, found = (r.search(queries, k=10).hits for r in releases)
+    same = [
+        len({h.doc_id for h in a} & {h.doc_id for h in b}) / 10 for a, b in zip(expected, found, strict=True)
+    ]
+    assert np.mean(same) > 0.99
+    where = "n < 200"
+    assert releases[0].search(queries, filter=where).hits == releases[1].search(queries, filter=where).hits
+
+
+def test_with_a_graph_a_narrow_rule_does_not_read_all_heads(tmp_path, monkeypatch):
+    vectors = _corpus(tmp_path, rows=1500, same=0, seed=2)
+    monkeypatch.setattr("pipeline.execution.building.EXACT_HEADS", 100)
+    release = open_release(_run(tmp_path, rows_per_list=10).root)
+    reader = release.reader._reader(release.reader.manifest.partitions[0])
+    assert all(len(hits) == 40 for hits in release.search(vectors[:5], k=40, probing=Probing(1, 0.0)))
+    assert isinstance(reader.graph, HeadGraph)
+    assert "heads" not in vars(reader)
+
+
+def test_what_a_filter_reads_is_counted_and_read_once(tmp_path):
+    vectors = _corpus(tmp_path, rows=1500, same=0, seed=2)
+    release = open_release(_run(tmp_path, rows_per_list=10).root)
+    parse_filter("n < 1400", release.reader.attributes)
+    first, second, other = (
+        release.search(vectors[:1], filter=text).stats for text in ("n < 1400", "n < 1400", "n < 1300")
+    )
+    entries = sum(s.lists.rows for s in release.reader.manifest.partitions[0].segments)
+    assert first.bytes_read > second.bytes_read + 4 * entries
+    assert other.bytes_read == pytest.approx(second.bytes_read, rel=0.2)

@@ -11,6 +11,7 @@ __all__ = [
     "DISTANCE",
     "FILE_NO",
     "LIST_NO",
+    "OWN_PREFIX",
     "PART",
     "RAW_COLUMNS",
     "RESERVED_COLUMNS",
@@ -41,10 +42,11 @@ DISTANCE = "strata.distance"
 COPY_LIST, COPY_DISTANCE = "strata.copy_list", "strata.copy_distance"
 """Columns of our own that stand beside attributes on their way through a shuffle: the source file of a row, its posting list,
 which part of it if it was split, its distance to that list's head, and the same of lists that have a copy."""
-OWN_COLUMNS = frozenset({FILE_NO, LIST_NO, PART, DISTANCE, COPY_LIST, COPY_DISTANCE})
+OWN_PREFIX = "strata."
+"""Of their names; an attribute cannot have it."""
 
-RESERVED_COLUMNS = RAW_COLUMNS | OWN_COLUMNS | {"doc_id", "chunk_no", "text", "bucket"}
-"""Names that an attribute cannot have."""
+RESERVED_COLUMNS = RAW_COLUMNS | {"doc_id", "chunk_no", "text", "bucket"}
+"""Other names that it cannot have."""
 
 SPACE_KEY = b"strata.space"
 BINARIZER_KEY = b"strata.binarizer"

@@ -138,6 +138,8 @@ class ExactNeighbours:
     doc_ids: tuple[str, ...]
     vector_ids: tuple[bytes, ...]
     """The nearest vector of each."""
+    scores: tuple[float, ...]
+    """Its inner product with the query."""
 
 
 def merge_exact(
@@ -153,9 +155,9 @@ def merge_exact(
         kept = [start + best_documents(ids[start:stop], scores[start:stop], depth) for start, stop in spans]
         best = both.take(pa.array(np.concatenate(kept)))
     edges = np.searchsorted(best["query"].to_numpy(), np.arange(num_queries + 1))
-    doc_ids, vector_ids = best["doc_id"].to_pylist(), best["vector_id"].to_pylist()
+    names = [best[name].to_pylist() for name in ("doc_id", "vector_id", "score")]
     return [
-        ExactNeighbours(tuple(doc_ids[start:stop]), tuple(vector_ids[start:stop]))
+        ExactNeighbours(*(tuple(column[start:stop]) for column in names))
         for start, stop in itertools.pairwise(edges)
     ]
 

@@ -218,7 +218,7 @@ def _recall_curve(
     place = {query: i for i, query in enumerate(judged.query_ids)}
     rows = [place[query] for query in judged.recall_queries[:CURVE_QUERIES]]
     asked = judged.subset(rows)
-    truth = _without_self(asked, [list(exact[i].doc_ids) for i in rows])
+    truth = _truth(asked, [exact[i] for i in rows])
     own = any(name is not None for name in asked.own_documents)
     default = reader.manifest.search
     curve = []
@@ -237,7 +237,7 @@ def _measure(reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbou
     own = any(name is not None for name in judged.own_documents)
     rankings, costs = measure_search(reader, judged.vectors, k=10 + own)
     found = _without_self(judged, rankings)
-    truth = _without_self(judged, [list(neighbours.doc_ids) for neighbours in exact])
+    truth = _truth(judged, exact)
     numbers = costs | judge_against_exact(found, {query: truth[query] for query in judged.recall_queries})
     if judged.qrels:
         deep = _without_self(judged, rank(reader, judged.vectors, k=NEIGHBOURS))
@@ -361,6 +361,16 @@ def _document_queries(session: Session, source: VectorSource) -> _Judged:
     vectors, names, tuning = vectors[:wanted], names[:wanted], vectors[-TUNING_QUERIES:]
     numbers = tuple(str(i) for i in range(len(names)))
     return _Judged(vectors, numbers, tuple(names), numbers, tuning, tuned_on_documents=True, qrels={})
+
+
+def _truth(judged: _Judged, exact: Sequence[ExactNeighbours]) -> dict[str, dict[str, float]]:
+    """Scores of each query's neighbours, best first."""
+    scores = [dict(zip(one.doc_ids, one.scores, strict=True)) for one in exact]
+    names = _without_self(judged, [one.doc_ids for one in exact])
+    return {
+        query: {doc: found[doc] for doc in names[query]}
+        for query, found in zip(judged.query_ids, scores, strict=True)
+    }
 
 
 def _without_self(judged: _Judged, rankings: Sequence[Sequence[str]]) -> dict[str, list[str]]:

@@ -1,6 +1,7 @@
 """Rows that are in no index because their text cannot be encoded: where they stand in the corpus, and why."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -53,12 +54,37 @@ def list_condemned(
     if rows.num_rows == 0:
         return StageOutput(files={})
     rows = rows.take(pa.array(np.argsort(sort_keys(hash_matrix(rows["vector_id"])), kind="stable")))
-    found = _Places(store, documents, places).of(hash_matrix(rows["vector_id"]))
-    listed = rows.select(["vector_id", "text_hash"]).append_column("chunks", pa.array(found["chunks"]))
+    places_in_corpus = _Places(store, documents, places).of(hash_matrix(rows["vector_id"]))
+    listed = rows.select(["vector_id", "text_hash"]).append_column(
+        "chunks", pa.array(places_in_corpus.chunks)
+    )
     why = condemned.take(pc.index_in(rows["text_hash"], condemned["text_hash"].combine_chunks()))
-    letters = {
-        "file": [plan.files[n].path for n in found[FILE_NO]],
-        "row": found["row"],
+    letters = _letters(rows, places_in_corpus, why, plan)
+    schema = condemned_schema()
+    return StageOutput(
+        files={
+            "condemned": write_table(store, FOLDER, schema, [listed.cast(schema)]),
+            "dead_letters": write_table(store, LETTERS_FOLDER, DEAD_LETTERS, [letters]),
+        },
+        numbers={"rows": rows.num_rows},
+    )
+
+
+class _InCorpus(NamedTuple):
+    """Where rows stand."""
+
+    file_no: NDArray[np.int32]
+    """(n,) of the plan."""
+    row: NDArray[np.int64]
+    chunks: NDArray[np.int32]
+    """(n,) of the document, this one among them."""
+
+
+def _letters(rows: pa.Table, places: _InCorpus, why: pa.Table, plan: Plan) -> pa.Table:
+    """Dead letters of condemned rows, as DEAD_LETTERS."""
+    columns = {
+        "file": [plan.files[n].path for n in places.file_no],
+        "row": places.row,
         "doc_id": rows["doc_id"],
         "stage": [ENCODE] * rows.num_rows,
         "reason": why["reason"],
@@ -67,16 +93,7 @@ def list_condemned(
         "attempts": why["attempts"],
         "error": why["error"],
     }
-    schema = condemned_schema()
-    return StageOutput(
-        files={
-            "condemned": write_table(store, FOLDER, schema, [listed.cast(schema)]),
-            "dead_letters": write_table(
-                store, LETTERS_FOLDER, DEAD_LETTERS, [pa.table(letters, schema=DEAD_LETTERS)]
-            ),
-        },
-        numbers={"rows": rows.num_rows},
-    )
+    return pa.table(columns, schema=DEAD_LETTERS)
 
 
 def count_condemned(store: Store, files: Sequence[FileRef]) -> tuple[int, int]:
@@ -114,27 +131,19 @@ class _Places:
     def __init__(self, store: Store, documents: Sequence[FileRef], places: Sequence[FileRef]) -> None:
         self._store, self._documents, self._places = store, documents, places
 
-    def of(self, ids: NDArray[np.uint8]) -> dict[str, NDArray[np.integer]]:
-        """(n,) file_no and row of each vector id, and chunks that its document has.
-
-        Args:
-            ids: (n, 16) vector ids that are there.
-        """
-        found: dict[str, NDArray[np.integer]] = {
-            FILE_NO: np.zeros(len(ids), np.int32),
-            "row": np.zeros(len(ids), np.int64),
-            "chunks": np.zeros(len(ids), np.int32),
-        }
+    def of(self, ids: NDArray[np.uint8]) -> _InCorpus:
+        """Places of vector ids, (n, 16), that are there."""
+        count = len(ids)
+        found = _InCorpus(np.zeros(count, np.int32), np.zeros(count, np.int64), np.zeros(count, np.int32))
         buckets = bucket_of(ids, len(self._documents))
         for bucket in np.unique(buckets):
             here = np.flatnonzero(buckets == bucket)
             known = RawFile(self._store, self._documents[bucket], ["vector_id"]).read_all("vector_id")
             at = np.searchsorted(sort_keys(known), sort_keys(ids[here]))
             places = read_columns(self._store, self._places[bucket].path)
-            found[FILE_NO][here] = places[FILE_NO].to_numpy()[at]
-            found["row"][here] = places["row"].to_numpy()[at]
+            found.file_no[here] = places[FILE_NO].to_numpy()[at]
+            found.row[here] = places["row"].to_numpy()[at]
             names, wanted = (sort_keys(matrix[:, :DOC_HASH_BYTES]) for matrix in (known, ids[here]))
-            found["chunks"][here] = np.searchsorted(names, wanted, side="right") - np.searchsorted(
-                names, wanted
-            )
+            first, after = (np.searchsorted(names, wanted, side=side) for side in ("left", "right"))
+            found.chunks[here] = after - first
         return found

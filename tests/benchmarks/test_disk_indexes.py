@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import s3fs
 import yaml
@@ -189,3 +190,46 @@ def test_a_disk_index_of_a_million_vectors_needs_an_eighth_of_a_graphs_memory(tm
     _show(found)
     if "hnswlib" in found:
         assert found["strata"]["served_mb"] <= SHARE_OF_HNSWLIB * found["hnswlib"]["served_mb"]
+
+
+MANY_LISTS = 100_000
+OPENING = """
+import sys, time
+import numpy as np
+from pipeline.index.reader import open_release
+query = np.load(sys.argv[2])[0]
+start = time.perf_counter()
+release = open_release(sys.argv[1])
+opened = time.perf_counter()
+release.search(query, k=10)
+print(opened - start, time.perf_counter() - start)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.timeout(3600)
+def test_a_hundred_thousand_lists_are_open_in_less_than_a_second(tmp_path):
+    vectors = generated_set(2 * MANY_LISTS)
+    _built(vectors, tmp_path, layout={"rows_per_list": 2})
+    root, queries = str(tmp_path / "root"), str(vectors.folder / "report.queries.npy")
+    (partition,) = open_release(root).reader.manifest.partitions
+    assert partition.heads.rows >= MANY_LISTS
+    seconds = [
+        [float(one) for one in done.stdout.split()]
+        for done in (
+            subprocess.run(
+                [sys.executable, "-c", OPENING, root, queries],
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            for _ in range(5)
+        )
+    ]
+    opened, answered = np.median(seconds, axis=0)
+    print(
+        f"\n{partition.heads.rows:,} lists: manifest {opened:.3f} s, first answer {answered:.3f} s after it was asked to open"
+    )
+    assert answered < 1

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -699,6 +701,26 @@ def test_a_root_can_be_copied_and_searched_elsewhere(built, tmp_path):
     shutil.copytree(config.root, tmp_path / "copy")
     texts = _texts(rows_of(10))
     assert _results(tmp_path / "copy", texts) == _results(config.root, texts)
+
+
+SEARCHING = """
+import json, sys
+import numpy as np
+from pipeline import open_release
+release = open_release(sys.argv[1])
+hits = release.search(np.array(json.loads(sys.stdin.read())), k=3, filter="year >= 0 OR year < 0")
+print(len(hits[0]), sum(name in sys.modules for name in ("torch", "ray", "sentence_transformers")))
+"""
+
+
+def test_searching_ready_made_vectors_loads_neither_torch_nor_ray(built):
+    config, _ = built
+    query = _vectors(config, _texts(rows_of(1)))
+    command = [sys.executable, "-c", SEARCHING, config.root]
+    done = subprocess.run(
+        command, input=json.dumps(query.tolist()), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["3", "0"]
 
 
 def test_search_file_writes_ranked_results_for_queries_with_and_without_filters(built, tmp_path):

@@ -33,17 +33,34 @@ def test_ndcg_lies_between_zero_and_one(ranking, grades):
     assert 0 <= ndcg_at_k(ranking, grades, 10) <= 1 + 1e-12
 
 
+def _scored(ranking):
+    return {doc: 1 - 0.01 * place for place, doc in enumerate(ranking)}
+
+
 def test_recall_counts_relevant_documents_only():
     assert recall_at_k(["a", "b", "x"], {"a": 1, "c": 2, "x": 0}, 3) == 0.5
 
 
 @given(RANKINGS)
 def test_overlap_of_a_ranking_with_itself_is_one(ranking):
-    assert overlap_at_k(ranking, ranking, 10) == 1
+    assert overlap_at_k(ranking, _scored(ranking), 10) == 1
 
 
 def test_overlap_with_a_short_exact_list_can_still_be_one():
-    assert overlap_at_k(["a", "b", "c"], ["b"], 10) == 1
+    assert overlap_at_k(["a", "b", "c"], {"b": 0.5}, 10) == 1
+
+
+def test_any_of_the_documents_that_tie_for_the_last_place_will_do():
+    exact = {"a": 0.9, "b": 0.5, "c": 0.5 + 1e-7, "d": 0.5 - 1e-7, "e": 0.4999}
+    assert overlap_at_k(["a", "d"], exact, 2) == 1
+    assert overlap_at_k(["d", "c"], exact, 2) == 1
+    assert overlap_at_k(["a", "e"], exact, 2) == 0.5
+
+
+@given(RANKINGS, RANKINGS)
+def test_without_ties_overlap_is_the_share_of_common_documents(found, exact):
+    common = len({*found[:5]} & {*exact[:5]})
+    assert overlap_at_k(found, _scored(exact), 5) == (common / min(5, len(exact)) if exact else 1)
 
 
 def test_percentile_is_the_nearest_rank():

@@ -387,7 +387,7 @@ def test_a_column_that_is_there_twice_is_named(corpus):
     refused(corpus, SchemaMismatchError, "column 'text' is there 2 times")
 
 
-@pytest.mark.parametrize("name", ["text", "doc_id", "vector_id", "code", "row", "strata.list_no"])
+@pytest.mark.parametrize("name", ["text", "doc_id", "vector_id", "code", "row", "strata.list_no", "strata.x"])
 def test_a_reserved_attribute_name_is_a_wrong_configuration(corpus, name):
     corpus.parquet("a.parquet", TWO)
     refused(corpus, ConfigError, (f"corpus.attributes: {name}", "reserved", "rename"), attributes=(name,))

@@ -7,22 +7,25 @@ in `pipeline.evaluation`.
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["mean", "ndcg_at_k", "overlap_at_k", "percentile", "recall_at_k"]
+__all__ = ["ROUNDING", "mean", "ndcg_at_k", "overlap_at_k", "percentile", "recall_at_k"]
 
 
 ROUNDING = 1e-5
-"""Of scores from float16 vectors, and of one product made in two ways."""
+"""Of one product made in two ways."""
+HALF_ROUNDING = 1e-4
+"""Of scores from float16 vectors."""
 
 
-def overlap_at_k(found: Sequence[str], exact: Mapping[str, float], k: int) -> float:
+def overlap_at_k(found: Mapping[str, float], exact: Mapping[str, float], k: int) -> float:
     """Share of the found top k that is as near as the exact k-th (`k@k` recall); 1 where nothing is near.
 
     Of documents with equal texts any will do, whichever of them stand among the exact k: ann-benchmarks counts so, too
-    (Aumüller, Bernhardsson and Faithfull, "ANN-Benchmarks", Information Systems 87, 2020, section 2.1).
+    (Aumüller, Bernhardsson and Faithfull, "ANN-Benchmarks", Information Systems 87, 2020, section 2.1). Only where they go on
+    beyond the depth of `exact` does the score that was found decide.
 
     Args:
-        found: Of the index.
-        exact: Scores by exact search, best first, deeper than k; documents that tie beyond its depth are not known.
+        found: Scores of the index, best first.
+        exact: Scores by exact search, best first, deeper than k.
         k: Depth.
     """
     if not exact:
@@ -30,7 +33,8 @@ def overlap_at_k(found: Sequence[str], exact: Mapping[str, float], k: int) -> fl
     scores = list(exact.values())
     wanted = min(k, len(scores))
     least = scores[wanted - 1] - ROUNDING
-    near = sum(exact.get(doc, -math.inf) >= least for doc in found[:k])
+    beyond = least - HALF_ROUNDING if scores[-1] >= least else math.inf
+    near = sum(exact[doc] >= least if doc in exact else found[doc] >= beyond for doc in list(found)[:k])
     return min(near, wanted) / wanted
 
 

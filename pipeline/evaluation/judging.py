@@ -17,29 +17,24 @@ __all__ = [
     "judge_against_qrels",
 ]
 
-TUNING_QUERIES = 200
+TUNING_QUERIES = 500
 """Queries on which it is chosen how far a search looks; never those that are reported."""
 NEIGHBOURS = 100
 """Depth of the exact rankings: recall@100 needs it."""
 
-Rankings = Mapping[str, Sequence[str]]
-"""query_id → doc_ids, best first."""
+Rankings = Mapping[str, Mapping[str, float]]
+"""query_id → doc_id → score, best first."""
 
 
-def judge_against_exact(found: Rankings, exact: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Recall 10@10 of queries.
-
-    Args:
-        found: Rankings of the index.
-        exact: Scores of their exact neighbours, best first.
-    """
+def judge_against_exact(found: Rankings, exact: Rankings) -> dict[str, float]:
+    """Recall 10@10 of the queries that have exact neighbours."""
     return {"recall_at_10": mean([overlap_at_k(found[query], exact[query], 10) for query in exact])}
 
 
 def judge_against_qrels(
     found: Rankings,
     deep: Rankings,
-    exact: Mapping[str, Mapping[str, float]],
+    exact: Rankings,
     qrels: Mapping[str, Mapping[str, float]],
 ) -> dict[str, float]:
     """nDCG@10 and recall@100 of the index beside those of exact search, over the judged queries.
@@ -47,15 +42,15 @@ def judge_against_qrels(
     Args:
         found: Rankings of the index to depth 10, as users get them.
         deep: Rankings of the index to depth 100.
-        exact: Scores of exact float32 search, best first, to depth 100.
+        exact: Rankings of exact float32 search, to depth 100.
         qrels: Judgments of each query.
     """
     judged = sorted(query for query in qrels if query in found)
     return {
         "judged_queries": float(len(judged)),
-        "ndcg_at_10": mean([ndcg_at_k(found[q], qrels[q], 10) for q in judged]),
+        "ndcg_at_10": mean([ndcg_at_k(list(found[q]), qrels[q], 10) for q in judged]),
         "exact_ndcg_at_10": mean([ndcg_at_k(list(exact[q]), qrels[q], 10) for q in judged]),
-        "recall_at_100": mean([recall_at_k(deep[q], qrels[q], 100) for q in judged]),
+        "recall_at_100": mean([recall_at_k(list(deep[q]), qrels[q], 100) for q in judged]),
         "exact_recall_at_100": mean([recall_at_k(list(exact[q]), qrels[q], 100) for q in judged]),
     }
 

@@ -16,7 +16,7 @@ from pipeline.artifacts import FileRef, StageOutput
 from pipeline.embedding.bisecting import encode_around
 from pipeline.embedding.encoder import TextEncoder
 from pipeline.errors import DataError
-from pipeline.index.reader import IndexReader
+from pipeline.index.reader import Hit, IndexReader
 from pipeline.index.scoring import Candidates, RunningBest, best_documents
 from pipeline.index.vectors import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
@@ -164,7 +164,7 @@ def merge_exact(
 
 def measure_search(
     reader: IndexReader, queries: NDArray[np.float32], *, k: int
-) -> tuple[list[list[str]], dict[str, float]]:
+) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Rankings of an index as its users get them, and its costs per query.
 
     Args:
@@ -173,7 +173,7 @@ def measure_search(
         k: Documents per query: what users ask for, as a deeper search re-ranks more than they get.
 
     Returns:
-        doc_ids of each query, best first; costs: p50_ms and p95_ms differ from run to run, the others do not.
+        Scores of each query's documents, best first; costs: p50_ms and p95_ms differ from run to run, the others do not.
     """
     rankings = rank(reader, queries, k=k)
     reader.search(queries[:1], k=k)
@@ -196,7 +196,7 @@ def measure_search(
 
 def measure_setting(
     reader: IndexReader, queries: NDArray[np.float32], *, k: int, probing: Probing, rerank: int
-) -> tuple[list[list[str]], dict[str, float]]:
+) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Rankings of an index with another rule and depth than its own, and what of their cost does not differ from run to run.
 
     Args:
@@ -207,7 +207,7 @@ def measure_setting(
         rerank: The depth.
 
     Returns:
-        doc_ids of each query, best first; costs: lists_per_query, scanned_fraction, and bytes_per_query of the first
+        Scores of each query's documents, best first; costs: lists_per_query, scanned_fraction, and bytes_per_query of the first
         `CURVE_COST_QUERIES`.
     """
     found = reader.search(queries, k=k, probing=probing, rerank=rerank)
@@ -216,13 +216,17 @@ def measure_setting(
         for query in queries[:CURVE_COST_QUERIES]
     ]
     rows = sum(partition.rows for partition in reader.manifest.partitions)
-    return [[hit.doc_id for hit in hits] for hits in found], {
+    return _scores(found.hits), {
         "lists_per_query": found.stats.lists_probed / len(queries),
         "scanned_fraction": found.stats.rows_scanned / (rows * len(queries)),
         "bytes_per_query": mean([float(stats.bytes_read) for stats in alone]),
     }
 
 
-def rank(reader: IndexReader, queries: NDArray[np.float32], *, k: int) -> list[list[str]]:
-    """doc_ids of each query, best first."""
-    return [[hit.doc_id for hit in hits] for hits in reader.search(queries, k=k)]
+def rank(reader: IndexReader, queries: NDArray[np.float32], *, k: int) -> list[dict[str, float]]:
+    """Scores of each query's documents, best first."""
+    return _scores(reader.search(queries, k=k).hits)
+
+
+def _scores(found: Iterable[Iterable[Hit]]) -> list[dict[str, float]]:
+    return [{hit.doc_id: hit.score for hit in hits} for hits in found]

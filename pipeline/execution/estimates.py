@@ -78,7 +78,7 @@ MOST_TRAINED = 16_000
 STEP_ROWS = 2200
 """Vectors whose codes one step of that training makes."""
 KMEANS_ITERATIONS = 12
-JUDGED_QUERIES = 700
+JUDGED_QUERIES = 1000
 COPIES = 0.75
 """Further entries of a vector with every doubling of `max_replicas`: 1.7 of 2 and 2.3 of 4 were measured."""
 MOST_VECTORS = 2**31 - 1

@@ -37,6 +37,7 @@ from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.reader import IndexReader
 from pipeline.index.vectors import VectorSource, sample_vectors
+from pipeline.measures import ROUNDING
 from pipeline.postings import (
     MOST_MARGIN,
     WANTED,
@@ -251,8 +252,8 @@ def _tuned(
     """The cheapest setting that finds the wanted share of true neighbours, and all that none beats."""
     first = 1 if judged.tuned_on_documents else 0  # a document is its own nearest neighbour
     wanted = [neighbours.vector_ids[first : first + 10] for neighbours in exact]
-    asked = [i for i, ids in enumerate(wanted) if ids]
-    if not asked:  # one document alone has no neighbour
+    asked = [i for i, ids in enumerate(wanted) if ids and not _ties_to_its_end(exact[i], first)]
+    if not asked:  # of one document alone, or of copies of one, nothing can be told
         return Setting(Probing(1, MOST_MARGIN), WANTED, 1.0, 0.0, 1.0, 0.0), []
     queries, wanted = judged.tuning[asked], [wanted[i] for i in asked]
     reader, (partition,) = IndexReader(session.store, manifest), manifest.partitions
@@ -268,6 +269,11 @@ def _tuned(
         if scanned == most or is_enough:
             return chosen, frontier(tried)
         scanned, found = min(most, 4 * scanned), chosen.recall
+
+
+def _ties_to_its_end(exact: ExactNeighbours, first: int) -> bool:
+    """Whether there may be more that are as near as the tenth than it holds: any of them would do, and it names some."""
+    return len(exact.scores) > NEIGHBOURS and exact.scores[first + 9] - exact.scores[-1] < ROUNDING
 
 
 def _most_scanned(manifest: IndexManifest) -> int:
@@ -364,15 +370,12 @@ def _document_queries(session: Session, source: VectorSource) -> _Judged:
 
 
 def _truth(judged: _Judged, exact: Sequence[ExactNeighbours]) -> dict[str, dict[str, float]]:
-    """Scores of each query's neighbours, best first."""
-    scores = [dict(zip(one.doc_ids, one.scores, strict=True)) for one in exact]
-    names = _without_self(judged, [one.doc_ids for one in exact])
+    return _without_self(judged, [dict(zip(one.doc_ids, one.scores, strict=True)) for one in exact])
+
+
+def _without_self(judged: _Judged, rankings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Of each query, scores of its documents but the one that stands in for it."""
     return {
-        query: {doc: found[doc] for doc in names[query]}
-        for query, found in zip(judged.query_ids, scores, strict=True)
+        query: {doc: ranking[doc] for doc in [doc for doc in ranking if doc != own][:NEIGHBOURS]}
+        for query, own, ranking in zip(judged.query_ids, judged.own_documents, rankings, strict=True)
     }
-
-
-def _without_self(judged: _Judged, rankings: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    pairs = zip(judged.query_ids, judged.own_documents, rankings, strict=True)
-    return {query: [doc for doc in ranking if doc != own][:NEIGHBOURS] for query, own, ranking in pairs}

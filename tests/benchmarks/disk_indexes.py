@@ -4,9 +4,9 @@ Run with the interpreter that has the system: `python disk_indexes.py build|serv
 QUERIES KNOB` for so many queries at one setting. `strata` needs this project, the others `peers.txt`. Prints one line of JSON.
 
 DATA holds base.npy (n, d) float32 unit vectors, and for `tuning` and `report` NAME.queries.npy and NAME.truth.npy, the places of
-the ten nearest. A setting is chosen on the tuning queries: of those whose recall reaches the target the one that reads least, where a system says
-what it reads, else the fastest. It is then measured on
-the others, one query after the other, in one thread on one core.
+the ten nearest. A setting is chosen on the tuning queries: of those whose recall reaches the target the one that reads least,
+where a system says what it reads, else the fastest. It is then measured on the others, one query after the other, in one thread
+on one core.
 """
 
 import json
@@ -39,7 +39,7 @@ def lists_for(rows, per_list):
 class HnswLib:
     """A graph in memory, with float32 vectors."""
 
-    knobs = tuple({"ef": ef} for ef in (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768))
+    sweeps = (tuple({"ef": ef} for ef in (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)),)
 
     def load_library(self):
         import hnswlib
@@ -80,7 +80,7 @@ class Faiss:
 class FaissFastScan(Faiss):
     """IVF, PQ codes of 96 bytes in fast-scan layout, re-ranked with float32 vectors, all in memory."""
 
-    knobs = tuple({"nprobe": nprobe, "factor": factor} for nprobe in PROBES for factor in (2, 4, 8, 16))
+    sweeps = tuple(tuple({"nprobe": n, "factor": factor} for n in PROBES) for factor in (2, 4, 8, 16))
 
     def build(self, base, folder):
         index = self._trained(f"IVF{lists_for(len(base), 400)},PQ{base.shape[1] // 2}x4fs,RFlat", base)
@@ -101,7 +101,7 @@ class FaissFastScan(Faiss):
 class FaissOnDisk(Faiss):
     """IVF with float32 vectors in lists that are mapped from disk."""
 
-    knobs = tuple({"nprobe": nprobe} for nprobe in PROBES)
+    sweeps = (tuple({"nprobe": nprobe} for nprobe in PROBES),)
 
     def build(self, base, folder):
         index = self._trained(f"IVF{lists_for(len(base), 400)},Flat", base)
@@ -132,7 +132,7 @@ class Lance:
 
     cached = False
 
-    knobs = tuple({"nprobes": nprobes, "refine": refine} for nprobes in PROBES for refine in (1, 2, 4, 8))
+    sweeps = tuple(tuple({"nprobes": n, "refine": refine} for n in PROBES) for refine in (1, 2, 4, 8))
 
     def load_library(self):
         os.environ.setdefault("RUST_LOG", "error")  # it warns at every query
@@ -196,7 +196,7 @@ class Strata:
     def open(self, folder):
         self.release = self.library.open_release(os.environ.get("DISK_INDEX_URI", str(folder)))
         curve = self.release.reader.manifest.search.curve
-        self.knobs = [{"lists": p.lists, "margin": p.margin, "rerank": p.rerank} for p in curve]
+        self.sweeps = [[{"lists": p.lists, "margin": p.margin, "rerank": p.rerank} for p in curve]]
 
     def search(self, query, lists, margin, rerank):
         found = self.release.search(query, k=K, probing=self.rule(lists, margin), rerank=rerank)
@@ -280,6 +280,22 @@ def with_cost(system, queries, knob):
     return {name: float(np.mean([cost[name] for cost in costs])) for name in costs[0]}
 
 
+def swept(system, asked, sweep):
+    """Settings of a sweep that looks ever farther and what they measured; it ends at the last target, or where it gains nothing."""
+    tried = []
+    for knob in sweep:
+        tried.append((knob, measured(system, asked, knob)))
+        recall = [one["recall"] for _, one in tried]
+        if recall[-1] >= TARGETS[-1] or (
+            len(recall) > PATIENCE and recall[-1] - recall[-1 - PATIENCE] < GAIN
+        ):
+            break
+    return tried
+
+
+PATIENCE, GAIN = 3, 0.001
+
+
 def served(system, data, folder):
     """The system opened, tuned and measured."""
     system.load_library()
@@ -289,8 +305,8 @@ def served(system, data, folder):
     system.open(folder)
     found = {"open_s": time.perf_counter() - start, "opened_mb": resident_mb() - before, "at": {}}
     tuning, report = Asked(data, "tuning", TUNED_ON), Asked(data, "report")
-    measured(system, Asked(data, "tuning", WARM_UP), system.knobs[0])
-    tried = [(knob, measured(system, tuning, knob)) for knob in system.knobs]
+    measured(system, Asked(data, "tuning", WARM_UP), system.sweeps[0][0])
+    tried = [one for sweep in system.sweeps for one in swept(system, tuning, sweep)]
     for target in TARGETS:
         # Bytes are the same on every run, times are not.
         enough = [

@@ -33,6 +33,10 @@ def test_ndcg_lies_between_zero_and_one(ranking, grades):
     assert 0 <= ndcg_at_k(ranking, grades, 10) <= 1 + 1e-12
 
 
+def _least(ranking):
+    return dict.fromkeys(ranking, 0.0)
+
+
 def _scored(ranking):
     return {doc: 1 - 0.01 * place for place, doc in enumerate(ranking)}
 
@@ -43,24 +47,30 @@ def test_recall_counts_relevant_documents_only():
 
 @given(RANKINGS)
 def test_overlap_of_a_ranking_with_itself_is_one(ranking):
-    assert overlap_at_k(ranking, _scored(ranking), 10) == 1
+    assert overlap_at_k(_scored(ranking), _scored(ranking), 10) == 1
 
 
 def test_overlap_with_a_short_exact_list_can_still_be_one():
-    assert overlap_at_k(["a", "b", "c"], {"b": 0.5}, 10) == 1
+    assert overlap_at_k(_scored("abc"), {"b": 0.99}, 10) == 1
 
 
 def test_any_of_the_documents_that_tie_for_the_last_place_will_do():
-    exact = {"a": 0.9, "b": 0.5, "c": 0.5 + 1e-7, "d": 0.5 - 1e-7, "e": 0.4999}
-    assert overlap_at_k(["a", "d"], exact, 2) == 1
-    assert overlap_at_k(["d", "c"], exact, 2) == 1
-    assert overlap_at_k(["a", "e"], exact, 2) == 0.5
+    exact = {"a": 0.9, "b": 0.5, "c": 0.5 + 1e-7, "d": 0.5 - 1e-7, "e": 0.4}
+    assert overlap_at_k({"a": 0.9, "d": 0.5}, exact, 2) == 1
+    assert overlap_at_k({"d": 0.5, "c": 0.5}, exact, 2) == 1
+    assert overlap_at_k({"a": 0.9, "e": 0.4}, exact, 2) == 0.5
+
+
+def test_a_score_decides_only_where_the_ties_go_on_beyond_the_exact_ranking():
+    unknown = {"x": 0.50003, "y": 0.49}
+    assert overlap_at_k(unknown, {"a": 0.5, "b": 0.5}, 2) == 0.5
+    assert overlap_at_k(unknown, {"a": 0.5, "b": 0.5, "c": 0.4}, 2) == 0
 
 
 @given(RANKINGS, RANKINGS)
 def test_without_ties_overlap_is_the_share_of_common_documents(found, exact):
     common = len({*found[:5]} & {*exact[:5]})
-    assert overlap_at_k(found, _scored(exact), 5) == (common / min(5, len(exact)) if exact else 1)
+    assert overlap_at_k(_least(found), {**_scored(exact), "end": 0.1}, 5) == (common / min(5, len(exact) + 1))
 
 
 def test_percentile_is_the_nearest_rank():

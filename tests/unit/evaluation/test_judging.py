@@ -18,13 +18,13 @@ def _fails(gates, measured=None, removed=0, before=0):
 
 
 def test_recall_is_averaged_over_the_queries_with_exact_neighbours():
-    found = {"a": ["1", "2"], "b": ["3"], "c": ["9"]}
+    found = {"a": {"1": 0.9, "2": 0.8}, "b": {"3": 0.6}, "c": {"9": 0.5}}
     assert judge_against_exact(found, {"a": {"1": 0.9, "2": 0.8}, "b": {"4": 0.7}}) == {"recall_at_10": 0.5}
 
 
 def test_judgments_of_absent_queries_do_not_count():
     qrels = {"a": {"1": 1.0}, "absent": {"1": 1.0}}
-    numbers = judge_against_qrels({"a": ["1"]}, {"a": ["1"]}, {"a": {"2": 0.9}}, qrels)
+    numbers = judge_against_qrels({"a": {"1": 0.9}}, {"a": {"1": 0.9}}, {"a": {"2": 0.9}}, qrels)
     assert numbers["judged_queries"] == 1
     assert (numbers["ndcg_at_10"], numbers["exact_ndcg_at_10"]) == (1, 0)
 

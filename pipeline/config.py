@@ -170,7 +170,7 @@ class PairsConfig(_Strict):
 
 
 class BinarizerConfig(_Strict):
-    """How codes are made, and their size: at most one of bytes, levels, bits_per_dim (bytes: 96 if none)."""
+    """How codes are made, and their size: at most one of bytes, levels, bits_per_dim (none: by `serving`)."""
 
     method: Literal["auto", "rotation", "learned", "recurrent"] = "auto"
     """rotation: in closed form; learned: from pairs of near vectors, too; auto: both are fitted, and the one is kept that finds
@@ -179,7 +179,8 @@ class BinarizerConfig(_Strict):
     hidden_units: int = Field(0, ge=0)
     """Of each perceptron of the recurrent network; 0: its maps are linear. The paper has 2,048, for millions of pairs."""
     bytes: int | None = Field(None, ge=1)
-    """Code bytes per vector, factor and offset not counted; the levels are chosen from the spectrum."""
+    """Code bytes per vector, factor and offset not counted; the levels are chosen from the spectrum. Absent, as all three: by
+    `serving`, one for 8 dimensions on a disk and for 4 in an object store, 48 at least."""
     levels: tuple[int, ...] | None = None
     """Dimensions of each residual level, not growing, multiples of 8: [256, 256, 128, 128]."""
     bits_per_dim: int | None = Field(None, ge=1, le=8)
@@ -228,7 +229,7 @@ class LayoutConfig(_Strict):
     """Parquet of past queries. Recorded for the workload-aware layout; the present layout has one partition."""
     rows_per_list: int | None = Field(None, ge=1, le=MOST_ROWS_PER_LIST)
     """Rows of a posting list, about, copies not counted; the number of lists follows from the rows. No list has more than twice
-    as many. Absent: by `serving`, 100 on a disk and 400 in an object store, more where the heads would not fit in memory."""
+    as many. Absent: 100, more where the heads would not fit in `serving.memory_mb`."""
     max_replicas: int | None = Field(None, ge=1, le=8)
     """Posting lists that a vector may be in: its own, and near ones whose heads a query for it might find first. 1: no copies;
     absent: 2."""
@@ -251,7 +252,7 @@ class SizedLayout(LayoutConfig):
 
 
 class ServingConfig(_Strict):
-    """What servers read releases with; the sizes of posting lists follow from it."""
+    """What servers read releases with; the sizes of posting lists and codes follow from it."""
 
     storage: Literal["ssd", "object_store"] = "ssd"
     """What they read posting lists from. A disk answers thousands of small requests in the time of one to an object store."""

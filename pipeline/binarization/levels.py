@@ -6,10 +6,17 @@ from numpy.typing import NDArray
 from pipeline.config import BinarizerConfig
 from pipeline.errors import ConfigError
 
-__all__ = ["DEFAULT_CODE_BYTES", "GAUSSIAN_STEPS", "MAX_LEVELS", "choose_levels", "levels_of"]
+__all__ = [
+    "GAUSSIAN_STEPS",
+    "MAX_LEVELS",
+    "choose_levels",
+    "default_code_bytes",
+    "levels_of",
+    "most_code_bytes",
+]
 
-DEFAULT_CODE_BYTES = 96
-"""BinarizerConfig's size where none is given; narrower vectors take their largest size instead."""
+LEAST_CODE_BYTES = 48
+"""Of `default_code_bytes`, where the vectors are wide enough."""
 GAUSSIAN_STEPS = (1.596, 0.9957, 0.5860, 0.3352, 0.1881, 0.1041, 0.0569, 0.0308)
 """Best step of a uniform quantizer of a unit normal at 1 to 8 bits. Max, IRE Trans. IT-6, 1960, table II; 6 to 8 bits
 by the same criterion."""
@@ -24,6 +31,20 @@ every whole number of bytes is reachable."""
 SPECTRUM_POWER = 1.5
 """An error of dimension i weighs by the documents' variance times the queries' to some power. Measured recall@10 of
 package summaries at 48, 96, 192 bytes: power 1 .748, .883, .957; 1.5 .763, .892, .968; 2 .757, .892, .966."""
+
+
+def most_code_bytes(dims: int) -> int:
+    """All bits that `choose_levels` can spend."""
+    return dims // GROUP_DIMS * MAX_LEVELS
+
+
+def default_code_bytes(dims: int) -> int:
+    """Size of a code where none is given: a bit for each dimension, more of narrow vectors.
+
+    By it a search reads least, as long as re-reading candidates costs no more than their bytes; `sizing.PROPOSED_ROWS` has the
+    figures.
+    """
+    return max(1, min(most_code_bytes(dims), max(LEAST_CODE_BYTES, dims // 8)))
 
 
 def choose_levels(eigenvalues: NDArray[np.float64], code_bytes: int) -> tuple[int, ...]:
@@ -43,7 +64,7 @@ def choose_levels(eigenvalues: NDArray[np.float64], code_bytes: int) -> tuple[in
         ConfigError: `code_bytes` is not between 1 and 8 bits for each of the first d // 8 * 8 dimensions.
     """
     groups = len(eigenvalues) // GROUP_DIMS
-    _check_size(code_bytes, groups, len(eigenvalues))
+    _check_size(code_bytes, len(eigenvalues))
     variances = eigenvalues[: groups * GROUP_DIMS].reshape(groups, GROUP_DIMS).mean(axis=1)
     gains = -np.outer(variances**SPECTRUM_POWER, np.diff(GAUSSIAN_DISTORTIONS))
     depth = np.zeros(groups + 1, np.int64)
@@ -54,12 +75,11 @@ def choose_levels(eigenvalues: NDArray[np.float64], code_bytes: int) -> tuple[in
     return tuple(int((depth[1:] > t).sum()) * GROUP_DIMS for t in range(int(depth[1])))
 
 
-def _check_size(code_bytes: int, groups: int, dims: int) -> None:
-    if 1 <= code_bytes <= groups * MAX_LEVELS:
+def _check_size(code_bytes: int, dims: int) -> None:
+    most = most_code_bytes(dims)
+    if 1 <= code_bytes <= most:
         return
-    remedy = (
-        f"give 1 to {groups * MAX_LEVELS}" if groups else f"vectors need at least {GROUP_DIMS} dimensions"
-    )
+    remedy = f"give 1 to {most}" if most else f"vectors need at least {GROUP_DIMS} dimensions"
     raise ConfigError("binarizer.bytes", f"no code of {code_bytes} bytes for {dims} dimensions", remedy)
 
 
@@ -88,7 +108,7 @@ def levels_of(config: BinarizerConfig, eigenvalues: NDArray[np.float64]) -> tupl
                 "codes need 8 at least",
             )
         return (dims,) * config.bits_per_dim
-    return choose_levels(eigenvalues, config.bytes or min(DEFAULT_CODE_BYTES, max(1, dims)))
+    return choose_levels(eigenvalues, config.bytes or default_code_bytes(len(eigenvalues)))
 
 
 def _check_levels(levels: tuple[int, ...], dims: int) -> None:

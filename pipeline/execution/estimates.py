@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pipeline.artifacts import Plan
 from pipeline.binarization.choosing import FEWEST_ROWS
-from pipeline.binarization.levels import DEFAULT_CODE_BYTES, MAX_LEVELS
+from pipeline.binarization.levels import MAX_LEVELS, default_code_bytes
 from pipeline.clustering import SEARCHED_BRANCHES
 from pipeline.clustering.assignment import PAIRS_PER_BLOCK, SCORES_PER_BLOCK
 from pipeline.config import (
@@ -179,8 +179,11 @@ def sized(plan: Plan, config: Config, *, dims: int) -> tuple[SizedConfig, Servin
     )
     _check_server(found, config, propose_sizing(vectors, dims, storage=serving.storage, memory_bytes=allowed))
     sizes = {"rows_per_list": found.rows_per_list, "max_replicas": found.max_replicas}
-    settled = SizedConfig(**dict(config) | {"layout": SizedLayout(**dict(layout) | sizes)})
-    code = _code_shape(config.binarizer, dims)
+    binarizer = _with_size(config.binarizer, found.code_bytes)
+    settled = SizedConfig(
+        **dict(config) | {"layout": SizedLayout(**dict(layout) | sizes), "binarizer": binarizer}
+    )
+    code = _code_shape(binarizer, dims)
     return settled, Serving(
         storage=serving.storage,
         lists=found.lists,
@@ -188,6 +191,11 @@ def sized(plan: Plan, config: Config, *, dims: int) -> tuple[SizedConfig, Servin
         code_bytes=code.num_bytes,
         memory_mb=math.ceil(found.server_bytes / MB),
     )
+
+
+def _with_size(config: BinarizerConfig, code_bytes: int) -> BinarizerConfig:
+    is_given = any(size is not None for size in (config.bytes, config.levels, config.bits_per_dim))
+    return config if is_given else config.model_copy(update={"bytes": code_bytes})
 
 
 def _check_addressable(vectors: int, config: Config, dims: int) -> None:
@@ -296,7 +304,7 @@ def _code_shape(config: BinarizerConfig, dims: int) -> _CodeShape:
         return _CodeShape(sum(config.levels) // 8, config.levels[0], len(config.levels))
     if config.bits_per_dim is not None:
         return _CodeShape(dims // 8 * config.bits_per_dim, dims, config.bits_per_dim)
-    return _CodeShape(config.bytes or DEFAULT_CODE_BYTES, dims, MAX_LEVELS)
+    return _CodeShape(config.bytes or default_code_bytes(dims), dims, MAX_LEVELS)
 
 
 def _network_bytes(config: BinarizerConfig, dims: int, code: _CodeShape) -> float:

@@ -63,8 +63,13 @@ def test_configured_levels(config: BinarizerConfig, dims: int, levels: tuple[int
     assert levels_of(config, np.ones(dims)) == levels
 
 
-def test_96_bytes_are_the_default() -> None:
-    assert sum(levels_of(BinarizerConfig(), np.ones(384))) == 96 * 8
+@pytest.mark.parametrize(
+    ("dims", "code_bytes"), [(8, 8), (30, 24), (44, 40), (100, 48), (384, 48), (1024, 128)]
+)
+def test_a_bit_for_each_dimension_and_more_of_narrow_vectors_is_the_default(
+    dims: int, code_bytes: int
+) -> None:
+    assert sum(levels_of(BinarizerConfig(), np.ones(dims))) == code_bytes * 8
 
 
 @pytest.mark.parametrize(

@@ -87,11 +87,11 @@ def test_the_size_of_codes_counts_however_it_is_given():
     assert network["learn"] > memory(bytes=96, method="recurrent")["learn"] + 500 > plain["learn"] + 600
 
 
-def test_lists_are_as_long_as_the_storage_and_the_memory_of_a_server_ask():
+def test_lists_are_as_long_as_the_memory_of_a_server_asks_and_codes_as_its_storage():
     def serving(layout=None, **settings):
         return sized(_plan(1_000_000), _config(serving=settings, layout=layout), dims=DIMS)[1]
 
-    assert (serving().rows_per_list, serving(storage="object_store").rows_per_list) == (100, 400)
+    assert (serving().code_bytes, serving(storage="object_store").code_bytes) == (48, 96)
     assert serving({"rows_per_list": 50, "max_replicas": 3}).lists == 20_000
     tight = serving(memory_mb=8)
     assert tight.rows_per_list > 100

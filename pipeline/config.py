@@ -180,7 +180,7 @@ class BinarizerConfig(_Strict):
     """Of each perceptron of the recurrent network; 0: its maps are linear. The paper has 2,048, for millions of pairs."""
     bytes: int | None = Field(None, ge=1)
     """Code bytes per vector, factor and offset not counted; the levels are chosen from the spectrum. Absent, as all three: by
-    `serving`, one for 8 dimensions on a disk and for 4 in an object store, 48 at least."""
+    `serving`, one for 8 dimensions on a disk, 48 at least, and twice as many in an object store."""
     levels: tuple[int, ...] | None = None
     """Dimensions of each residual level, not growing, multiples of 8: [256, 256, 128, 128]."""
     bits_per_dim: int | None = Field(None, ge=1, le=8)

@@ -1,7 +1,7 @@
-"""Recall, nDCG and overlap: pure functions on ranked lists of document ids, used by every part that must judge.
+"""Recall, nDCG and overlap: pure functions on rankings, used by every part that must judge.
 
-A ranking is a list of doc_ids, best first, without repeats. What is judged on, and how exact neighbours are found, is
-in `pipeline.evaluation`.
+A ranking is a list of doc_ids, or their scores, best first, without repeats. What is judged on, and how exact neighbours are
+found, is in `pipeline.evaluation`.
 """
 
 import math
@@ -12,8 +12,8 @@ __all__ = ["ROUNDING", "mean", "ndcg_at_k", "overlap_at_k", "percentile", "recal
 
 ROUNDING = 1e-5
 """Of one product made in two ways."""
-HALF_ROUNDING = 1e-4
-"""Of scores from float16 vectors."""
+HALF_ROUNDING = 2**-11
+"""Of inner products of unit vectors one of which is float16, at most."""
 
 
 def overlap_at_k(found: Mapping[str, float], exact: Mapping[str, float], k: int) -> float:
@@ -24,7 +24,7 @@ def overlap_at_k(found: Mapping[str, float], exact: Mapping[str, float], k: int)
     beyond the depth of `exact` does the score that was found decide.
 
     Args:
-        found: Scores of the index, best first.
+        found: Scores of the index, best first, from float16 vectors; minus infinity where there is but an estimate.
         exact: Scores by exact search, best first, deeper than k.
         k: Depth.
     """

@@ -1,7 +1,7 @@
 """Cut the quickstart's corpus from a table of WordNet 3.0's synsets: how the files beside this one were made.
 
 Takes the 10,000 synsets whose ids have the smallest hashes, and 700 usage examples of theirs as queries. 500 of them are
-judged and reported on; the others choose the number of probes.
+judged and reported on; the others choose the how far a search looks.
 
     python conf/quickstart/make_excerpt.py WORDNET.parquet
 """

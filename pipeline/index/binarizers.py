@@ -58,7 +58,7 @@ def learn_binarizer(
     Returns:
         Files `weights` and `binarizer`: the artifact; numbers `drift`, `error` and `queries` where a stored one was measured.
     """
-    sample, _ = sample_vectors(store, source, sample_rows)
+    sample = sample_vectors(store, source, sample_rows)
     drift = None
     if stored is not None:
         binarizer = load_binarizer(store, folder_of(stored["binarizer"]), dims=source.cache.dims)

@@ -64,7 +64,7 @@ def train_index(
     Returns:
         File `branches` (scratch: centroids, lists to make in each, groups); numbers `branches`, `groups`.
     """
-    sample, _ = sample_vectors(store, source, sample_rows)
+    sample = sample_vectors(store, source, sample_rows)
     trunk = train_trunk(sample, num_vectors=num_vectors, layout=layout, seed=seed)
     schema = _numbered_heads(source.cache.dims, pa.int32(), "lists", "group")
     table = pa.table(

@@ -180,7 +180,9 @@ class PartitionReader:
         }
 
     def open(self) -> None:
-        """Look at all files now instead of at the first query that needs them."""
+        """Read the heads that every query needs, and look at all files, now instead of at the first query."""
+        if self.graph is None:
+            _ = self._squares
         side_by_side(_SegmentReader.open, self._segments)
 
     @property

@@ -55,14 +55,22 @@ __all__ = [
 
 QUERY_BLOCK = 256
 """Queries searched together; bounds the memory of their candidates."""
-FILTERED_DEPTHS = 10
-"""Passing rows that a filtered query scans at least, in units of the re-rank depth: a selective filter moves the nearest
-matches away from the nearest lists. Where no more than that pass, all of them are scored exactly."""
+FILTERED_ROWS = 1000
+"""Passing rows that a filtered query scans at least: a selective filter moves the nearest matches away from the nearest lists.
+Where no more than that pass, all of them are scored exactly."""
+FILTERED_DEPTH = 100
+"""Candidates that it scores again at least, unless it is told how many: a release's depth is that of queries without a filter."""
 EXACT_BLOCK_ROWS = 8192
 GATHERED = 1 << 14
 """Entries that a query of a block holds at most, about, before the best of them are taken."""
 ENTRIES_AT_ONCE = 1 << 18
 """Entries of lists that are read together, about; bounds the memory of a block of queries."""
+SCORES_AT_ONCE = 1 << 23
+"""Scores of lists that the same queries probe, about, and distances of queries to heads."""
+SAME_SCORE = 1e-6
+"""Two estimates from one code may differ by as much."""
+WIDER = 0.1
+"""Margin of the second try of a query that found too few documents, at least."""
 
 
 class Hit(NamedTuple):
@@ -137,7 +145,7 @@ class IndexReader:
         self._one_each = manifest.num_documents == sum(part.rows for part in manifest.partitions)
 
     def open(self) -> None:
-        """Load heads and directories now instead of at the first query."""
+        """Read heads and directories and look at all files now instead of at the first query."""
         for partition in self.manifest.partitions:
             self._reader(partition).open()
 
@@ -166,7 +174,7 @@ class IndexReader:
         """
         queries = _checked(vectors, self.manifest, k)
         defaults = self.manifest.search
-        depth = defaults.rerank if rerank is None else rerank
+        depth = _default_depth(defaults.rerank, where) if rerank is None else rerank
         rule = probing or Probing(defaults.lists, defaults.margin)
         hits: list[list[Hit]] = []
         stats = SearchStats()
@@ -178,17 +186,18 @@ class IndexReader:
         return SearchResult(tuple(hits), stats)
 
     def scan(
-        self, vectors: NDArray[np.float32], wanted: Sequence[Sequence[bytes]], *, lists: int
+        self, vectors: NDArray[np.float32], wanted: Sequence[Sequence[bytes]], *, enough: int, lists: int
     ) -> list[Scanned]:
         """What queries meet in their nearest lists, to tune the rule on.
 
         Args:
             vectors: (q, d) unit vectors.
-            wanted: Of each, vector_ids of its true neighbours.
+            wanted: Of each, vector_ids of its true neighbours and of others that are as near.
+            enough: How many of them a search should find, or all where they are fewer.
             lists: Posting lists to scan.
         """
         return [
-            self._block(query[None], 1, None).scanned(ids, lists)
+            self._block(query[None], 1, None).scanned(ids, min(enough, len(ids)), lists)
             for query, ids in zip(vectors, wanted, strict=True)
         ]
 
@@ -202,6 +211,10 @@ class IndexReader:
         if partition.partition_id not in self._opened:
             self._opened[partition.partition_id] = PartitionReader(self._store, partition)
         return self._opened[partition.partition_id]
+
+
+def _default_depth(tuned: int, where: Filter | None) -> int:
+    return max(tuned, FILTERED_DEPTH) if tuned and where is not None else tuned
 
 
 def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> NDArray[np.float32]:
@@ -218,7 +231,6 @@ def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> 
 
 
 NOTHING = Candidates(np.zeros(0, np.int64), np.zeros(0, np.float32))
-NO_LISTS = np.zeros(0, np.int64)
 ROW_MASK = 0xFFFFFFFF
 """Of a place: partition << 32 | row."""
 
@@ -258,7 +270,7 @@ class _Block:
         """Heads, lists, re-rank; deeper for the queries that got fewer documents than there are (chunks, filters)."""
         total = self._matching()
         depth = max(rerank, self._k)
-        if self._where is not None and rerank > 0 and total <= FILTERED_DEPTHS * depth:
+        if self._where is not None and rerank > 0 and total <= max(FILTERED_ROWS, depth):
             return self.exact()
         passing = np.concatenate([part.rows_by_list(self._where) for part in self._partitions])
         hits: list[list[Hit]] = [[] for _ in self._queries]
@@ -274,7 +286,8 @@ class _Block:
             short = np.array(
                 [query for query in short.tolist() if len(hits[query]) < self._k], dtype=np.int64
             )
-            rule, depth = Probing(2 * rule.lists, 2 * rule.margin), min(total, 4 * depth)
+            rule = Probing(2 * rule.lists, max(WIDER, 2 * rule.margin))
+            depth = min(total, 4 * depth)
         return hits
 
     def exact(self) -> list[list[Hit]]:
@@ -291,7 +304,7 @@ class _Block:
         self._rounds = 1
         return self._named(best.candidates())
 
-    def scanned(self, wanted: Sequence[bytes], lists: int) -> Scanned:
+    def scanned(self, wanted: Sequence[bytes], enough: int, lists: int) -> Scanned:
         """What the only query meets in its nearest lists."""
         ((probed, distances),) = self._nearest(self._queries, Probing(lists, MOST_MARGIN))
         entries = np.concatenate([part.list_entries for part in self._partitions])[probed]
@@ -299,6 +312,7 @@ class _Block:
         _, first = np.unique(every.places, return_index=True)
         order = first[np.lexsort((every.places[first], -every.scores[first]))]
         places = self._places_of(every.places[order], wanted)
+        places = _with_ties(every.scores[order], places)
         # Codes that are worse than those of all true neighbours change nothing.
         last = int(places.max(initial=-1)) + 1
         return Scanned(
@@ -306,6 +320,7 @@ class _Block:
             entries=entries,
             first_seen=seen[order[:last]].astype(np.int32),
             wanted=places,
+            enough=enough,
         )
 
     def _scanned_in_turn(self, probed: NDArray[np.int64]) -> tuple[Candidates, NDArray[np.int64]]:
@@ -325,13 +340,11 @@ class _Block:
         return Candidates(every.places[order], every.scores[order]), of_entry[order]
 
     def _places_of(self, places: NDArray[np.int64], wanted: Sequence[bytes]) -> NDArray[np.int64]:
-        """(w,) where each wanted vector_id is among the rows; -1 where it is not."""
+        """(w,) where those of the wanted vector_ids are that are among the rows."""
         order = np.argsort(places)
         ids = self._of(places[order], lambda part, rows: part.values(["vector_id"], rows)[0])
         keys = np.ascontiguousarray(ids).view(f"S{ids.shape[1]}").reshape(-1)
-        met = np.flatnonzero(np.isin(keys, np.array(wanted, keys.dtype)))
-        at = {ids[row].tobytes(): int(order[row]) for row in met}
-        return np.array([at.get(one, -1) for one in wanted], np.int64)
+        return order[np.isin(keys, np.array(wanted, keys.dtype))]
 
     def _matching(self) -> int:
         """Rows that pass."""
@@ -374,7 +387,7 @@ class _Block:
             every = np.flatnonzero(passing)
             return [every] * len(queries)
         if self._where is not None:
-            return self._probed_of_passing(queries, passing, rule, FILTERED_DEPTHS * depth)
+            return self._probed_of_passing(queries, passing, rule, max(FILTERED_ROWS, depth))
         return [
             lists if passing[lists].sum() >= self._k else self._widened(query, passing, rule)
             for query, (lists, _) in zip(queries, self._nearest(queries, rule), strict=True)
@@ -396,8 +409,13 @@ class _Block:
         self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, min_rows: int
     ) -> list[NDArray[np.int64]]:
         """Lists by the rule of those that have a row that passes, and more where these have too few such rows."""
-        distances = np.concatenate([part.distances(queries) for part in self._partitions], axis=1)
-        return [select_lists(one, rule, passing, min_rows=min_rows) for one in distances]
+        size = max(1, SCORES_AT_ONCE // len(passing))
+        blocks = [queries[start : start + size] for start in range(0, len(queries), size)]
+        return [
+            select_lists(one, rule, passing, min_rows=min_rows)
+            for block in blocks
+            for one in np.concatenate([part.distances(block) for part in self._partitions], axis=1)
+        ]
 
     def _scan_all(
         self,
@@ -413,8 +431,9 @@ class _Block:
             for lists, members in self._read_groups(part, mine):
                 rows, scores = self._score(part, lists, queries[members], rotated[members])
                 self._scanned += len(rows) * len(members)
+                places = (number << 32) + rows
                 for query, row in zip(members.tolist(), scores, strict=True):
-                    gathered[query].add(Candidates((number << 32) + rows, row))
+                    gathered[query].add(Candidates(places, row))
             first = stop
 
     def _read_groups(
@@ -424,7 +443,10 @@ class _Block:
         groups = [
             (part_of_lists, members)
             for lists, members in groups_of_lists(probed)
-            for part_of_lists in np.split(lists, _borders(part.list_entries[lists], ENTRIES_AT_ONCE))
+            for part_of_lists in np.split(
+                lists,
+                _borders(part.list_entries[lists], min(ENTRIES_AT_ONCE, SCORES_AT_ONCE // len(members))),
+            )
         ]
         sizes = np.array([part.list_entries[lists].sum() for lists, _ in groups], np.int64)
         for batch in np.split(np.arange(len(groups)), _borders(sizes, ENTRIES_AT_ONCE)):
@@ -538,13 +560,24 @@ class _Gathered:
         """Consider the entries of some lists."""
         self._pieces.append(piece)
         self._held += len(piece.scores)
-        if self._held > GATHERED + self._depth and len(self._pieces) > 1:
+        if self._held > GATHERED + self._depth:
             self._pieces = [self.best()]
             self._held = len(self._pieces[0].scores)
 
     def best(self) -> Candidates:
         """At most `depth`, best first."""
         return best_rows(_joined(self._pieces), self._depth)
+
+
+def _with_ties(scores: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places in falling scores, and those of the same score: copies of a vector, any of which will do."""
+    rising = -scores
+    starts = np.searchsorted(rising, rising[places] - SAME_SCORE)
+    stops = np.searchsorted(rising, rising[places] + SAME_SCORE, side="right")
+    is_wanted = np.zeros(len(scores) + 1, np.int64)
+    np.add.at(is_wanted, starts, 1)
+    np.add.at(is_wanted, stops, -1)
+    return np.flatnonzero(np.cumsum(is_wanted[:-1]) > 0)
 
 
 def _borders(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:

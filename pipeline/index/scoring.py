@@ -17,7 +17,7 @@ class Candidates:
     """Scored vectors of one query."""
 
     places: NDArray[np.int64]
-    """(n,) segment << 32 | row."""
+    """(n,) where they are: in an index partition << 32 | row."""
     scores: NDArray[np.float32]
     """(n,) inner products, or estimates of them."""
 

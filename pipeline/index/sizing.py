@@ -40,17 +40,16 @@ class Sizing:
 
 
 def server_bytes(lists: int, dims: int) -> int:
-    """Memory of an opened release: heads, their graph where there is one, directory, binarizer.
+    """Memory of an opened release: heads, directory, binarizer; a graph is there twice while it is opened.
 
-    Attribute columns come on top once a query filters by them, and the heads of a graph a second time.
+    Attribute columns and the row of every entry come on top once a query filters.
 
     Args:
         lists: Posting lists.
         dims: Width of the vectors.
     """
-    graph = LINK_BYTES if lists > EXACT_HEADS else 0
-    directory = 8 * len(DIRECTORY.names)
-    return lists * (4 * dims + graph + directory) + MATRICES * 4 * dims * dims
+    head = 2 * (4 * dims + LINK_BYTES) if lists > EXACT_HEADS else 4 * dims
+    return lists * (head + 8 * len(DIRECTORY.names)) + MATRICES * 4 * dims * dims
 
 
 def longest_lists(dims: int) -> int:

@@ -14,7 +14,7 @@ from pipeline.index.condemned import drop_condemned
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, read_bucket, read_columns
 
-__all__ = ["SLICE_ROWS", "VectorSource", "iterate_vectors", "sample_vectors"]
+__all__ = ["SLICE_ROWS", "VectorSource", "iterate_vectors", "sample_queries", "sample_vectors"]
 
 SLICE_ROWS = 8192
 """Rows placed at once. Fixed: distances can change in the last bit with the size of a product."""
@@ -71,32 +71,49 @@ def iterate_vectors(
         yield rows, cached.read(distinct)[places]
 
 
-def sample_vectors(
-    store: Store, source: VectorSource, rows: int, *, from_end: bool = False
-) -> tuple[NDArray[np.float32], list[str]]:
-    """Vectors with the smallest (or largest) text hashes: a uniform sample that does not depend on the shards.
+def sample_vectors(store: Store, source: VectorSource, rows: int) -> NDArray[np.float32]:
+    """Vectors (n, d) with the smallest text hashes, in order: a uniform sample that does not depend on the shards.
 
-    Returns:
-        (n, d) float32 and their doc_ids, in order of hash; n is `rows`, or less in a smaller corpus.
+    n is `rows`, or less in a smaller corpus.
     """
     vectors = np.empty((rows, source.cache.dims), dtype=np.float32)
-    pieces: list[list[str]] = []
     filled = 0
-    for table, found in _slices(store, source, backwards=from_end):
+    for _, found in _slices(store, source):
         n = min(len(found), rows - filled)
-        kept = slice(len(found) - n, None) if from_end else slice(n)
-        place = slice(rows - filled - n, rows - filled) if from_end else slice(filled, filled + n)
-        vectors[place] = found[kept]
-        pieces.append(table["doc_id"].to_pylist()[kept])
+        vectors[filled : filled + n] = found[:n]
         filled += n
         if filled == rows:
             break
-    names = [name for part in (pieces[::-1] if from_end else pieces) for name in part]
-    return vectors[rows - filled :] if from_end else vectors[:filled], names
+    return vectors[:filled]
+
+
+def sample_queries(store: Store, source: VectorSource, queries: int) -> tuple[NDArray[np.float32], list[str]]:
+    """Documents that stand in for queries: those with the largest text hashes, one of each text.
+
+    Copies stand together in order of hash: with them, a sample of a corpus of mass copies would ask for a few texts alone.
+
+    Returns:
+        (n, d) vectors and doc_ids, in order of hash; n is `queries`, or less where there are fewer texts.
+    """
+    vectors: list[NDArray[np.float32]] = []
+    names: list[list[str]] = []
+    count, first_of_next = 0, b""
+    for table, found in _slices(store, source, backwards=True):
+        hashes = table["text_hash"].to_pylist()
+        is_last = [one != after for one, after in zip(hashes, [*hashes[1:], first_of_next], strict=True)]
+        kept = np.flatnonzero(is_last)[-(queries - count) :]
+        vectors.append(found[kept])
+        names.append(table["doc_id"].take(pa.array(kept)).to_pylist())
+        count, first_of_next = count + len(kept), hashes[0]
+        if count == queries:
+            break
+    if not vectors:
+        return np.empty((0, source.cache.dims), np.float32), []
+    return np.concatenate(vectors[::-1]), [name for part in names[::-1] for name in part]
 
 
 def _slices(
-    store: Store, source: VectorSource, *, backwards: bool
+    store: Store, source: VectorSource, *, backwards: bool = False
 ) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
     buckets = range(source.cache.buckets)
     for bucket in reversed(buckets) if backwards else buckets:

@@ -12,7 +12,7 @@ EXACT_HEADS = 16_384
 """Heads up to which all are measured: 25 MB at 384 dimensions, 1.5 ms a query on one core."""
 LINKS, BUILD_DEPTH = 32, 128
 """Of a head on the lower level, twice as many; candidates of a new head."""
-LINK_BYTES = 4 * 2 * LINKS + 24
+LINK_BYTES = 4 * 2 * LINKS + 32
 """Of a head in memory, beside its vector: links of the lowest level, its number, and what tells where these are."""
 SEARCH_DEPTH = 4
 """Candidates of a search, in units of the heads asked for: a list missed here is missed for good."""
@@ -25,22 +25,22 @@ class HeadGraph:
     alone, and storage order, where neighbours come together, to be among the worst.
 
     Args:
-        index: Of the heads in the order of `_order`.
+        index: Of the heads, by their numbers.
     """
 
-    def __init__(self, index: faiss.IndexHNSWFlat) -> None:
+    def __init__(self, index: faiss.IndexIDMap) -> None:
         self._index = index
-        self._order = _order(index.ntotal)
 
     @classmethod
     def build(cls, heads: NDArray[np.float32]) -> "HeadGraph":
         """A graph over (num_lists, d) heads; with one thread, the same heads give the same bytes."""
-        index = faiss.IndexHNSWFlat(heads.shape[1], LINKS)
-        index.hnsw.efConstruction = BUILD_DEPTH
+        graph = faiss.IndexHNSWFlat(heads.shape[1], LINKS)
+        graph.hnsw.efConstruction = BUILD_DEPTH
+        index, order = faiss.IndexIDMap(graph), np.random.default_rng(len(heads)).permutation(len(heads))
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)
         try:
-            index.add(np.ascontiguousarray(heads[_order(len(heads))]))
+            index.add_with_ids(np.ascontiguousarray(heads[order]), order)
         finally:
             faiss.omp_set_num_threads(threads)
         return cls(index)
@@ -51,8 +51,12 @@ class HeadGraph:
         return cls(faiss.deserialize_index(np.frombuffer(data, np.uint8)))  # type: ignore[arg-type]  # of the type that was written
 
     def write(self, path: Path) -> None:
-        """For storage: the heads are in it."""
-        faiss.write_index(self._index, str(path))
+        """For storage, as FAISS's IndexIDMap over IndexHNSWFlat: the heads are in it.
+
+        Raises:
+            OSError: The disk fails.
+        """
+        path.write_bytes(faiss.serialize_index(self._index).tobytes())
 
     def nearest(
         self, queries: NDArray[np.float32], count: int
@@ -67,10 +71,5 @@ class HeadGraph:
             (q, count) each; -1 and infinity where the graph ends.
         """
         parameters = faiss.SearchParametersHNSW(efSearch=max(64, SEARCH_DEPTH * count))  # type: ignore[attr-defined]  # not in the stub
-        distances, places = self._index.search(queries, count, params=parameters)
-        numbers = np.where(places >= 0, self._order[places], -1)
-        return numbers, np.where(places >= 0, distances, np.inf).astype(np.float32)
-
-
-def _order(count: int) -> NDArray[np.int64]:
-    return np.random.default_rng(count).permutation(count)
+        distances, numbers = self._index.search(queries, count, params=parameters)
+        return numbers, np.where(numbers >= 0, distances, np.inf).astype(np.float32)

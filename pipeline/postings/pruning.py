@@ -112,7 +112,9 @@ class Scanned:
     first_seen: NDArray[np.int32]
     """(n,) place of the first list that held it, of each vector met, best code first."""
     wanted: NDArray[np.int64]
-    """(w,) places of the true neighbours among the vectors met; -1 for one that was not met."""
+    """(w,) places of true neighbours, and of what is as near, among the vectors met."""
+    enough: int
+    """How many of them a search should find."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,12 @@ def settings_of(
         entries = np.mean([one.entries[:count].sum() for one, count in zip(scanned, probed, strict=True)])
         lists = float(np.mean(probed))
         for depth in depths:
-            shares = np.array([np.mean(rank < max(depth, WANTED)) for rank in ranks])
+            shares = np.array(
+                [
+                    min(1.0, (rank < max(depth, WANTED)).sum() / one.enough)
+                    for rank, one in zip(ranks, scanned, strict=True)
+                ]
+            )
             error = float(shares.std() / np.sqrt(len(shares)))
             size = float(entries * entry_bytes + depth * vector_bytes)
             found.append(Setting(rule, depth, float(shares.mean()), error, lists, size))
@@ -202,7 +209,7 @@ def rules_for(scanned: Sequence[Scanned], *, steps: int = 10) -> list[Probing]:
     """
     most = max(len(one.margin) for one in scanned)
     maxima = sorted({max(1, round(most * 2.0 ** (-step / 1.5))) for step in range(steps)})
-    needed = np.concatenate([one.margin[one.first_seen[one.wanted[one.wanted >= 0]]] for one in scanned])
+    needed = np.concatenate([one.margin[one.first_seen[one.wanted]] for one in scanned])
     if not len(needed):
         return [Probing(most, MOST_MARGIN)]
     shares = 1 - 0.5 ** np.arange(1, steps)
@@ -215,10 +222,7 @@ def _probed(margin: NDArray[np.float32], rule: Probing) -> int:
 
 
 def _ranks(one: Scanned, probed: int) -> NDArray[np.float64]:
-    """(w,) how many vectors of the probed lists have a better code than each true neighbour; infinite where it is in none."""
+    """(w,) how many vectors of the probed lists have a better code than each wanted one; infinite where it is in none."""
     seen = one.first_seen < probed
     place = np.cumsum(seen) - 1
-    ranks = np.full(len(one.wanted), np.inf)
-    met = one.wanted >= 0
-    ranks[met] = np.where(seen[one.wanted[met]], place[one.wanted[met]], np.inf)
-    return ranks
+    return np.where(seen[one.wanted], place[one.wanted], np.inf)

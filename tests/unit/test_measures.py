@@ -62,9 +62,10 @@ def test_any_of_the_documents_that_tie_for_the_last_place_will_do():
 
 
 def test_a_score_decides_only_where_the_ties_go_on_beyond_the_exact_ranking():
-    unknown = {"x": 0.50003, "y": 0.49}
+    unknown = {"x": 0.4999, "y": 0.49}
     assert overlap_at_k(unknown, {"a": 0.5, "b": 0.5}, 2) == 0.5
     assert overlap_at_k(unknown, {"a": 0.5, "b": 0.5, "c": 0.4}, 2) == 0
+    assert overlap_at_k(dict.fromkeys("xy", -math.inf), {"a": 0.5, "b": 0.5}, 2) == 0
 
 
 @given(RANKINGS, RANKINGS)

@@ -27,7 +27,7 @@ from pipeline.index.stage import (
     settle_segment,
 )
 from pipeline.index.training import Layout
-from pipeline.index.vectors import VectorSource, sample_vectors
+from pipeline.index.vectors import VectorSource, sample_queries, sample_vectors
 from pipeline.postings import Probing
 from pipeline.storage import LocalStore
 from pipeline.tables import read_columns, vector_array, write_bucketed
@@ -413,12 +413,13 @@ def test_a_list_is_one_run_of_bytes_and_the_directory_says_where_its_columns_lie
 
 def test_the_two_ends_of_the_hash_order_are_disjoint_samples(built):
     store, source, _, table, _ = built
-    first, _ = sample_vectors(store, source, 100)
-    last, _ = sample_vectors(store, source, 100, from_end=True)
+    first, (last, _) = sample_vectors(store, source, 100), sample_queries(store, source, 100)
     assert len(first) == len(last) == 100
     assert not {v.tobytes() for v in first} & {v.tobytes() for v in last}
-    everything, names = sample_vectors(store, source, 10**6)
-    assert len(everything) == len(names) == table.num_rows
+    assert len(sample_vectors(store, source, 10**6)) == table.num_rows
+    everything, names = sample_queries(store, source, 10**6)
+    assert len(everything) == len(names) == len({v.tobytes() for v in everything})
+    assert {v.tobytes() for v in everything} == {v.tobytes() for v in sample_vectors(store, source, 10**6)}
 
 
 # ------------------------------------------------------------------------------------------------ what made the files

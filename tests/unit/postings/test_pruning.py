@@ -74,8 +74,9 @@ def scanned(seed, lists=12, met=60, wanted=10):
     rng = np.random.default_rng(seed)
     margin = np.concatenate([[0], np.sort(rng.random(lists - 1))]).astype(np.float32)
     places = rng.choice(met, wanted, replace=False)
-    places[rng.random(wanted) < 0.1] = -1
-    return Scanned(margin, rng.integers(1, 20, lists), rng.integers(0, lists, met).astype(np.int32), places)
+    places = places[rng.random(wanted) < 0.9]
+    seen = rng.integers(0, lists, met).astype(np.int32)
+    return Scanned(margin, rng.integers(1, 20, lists), seen, places, wanted)
 
 
 def plainly(one, rule, depth):
@@ -83,9 +84,7 @@ def plainly(one, rule, depth):
     probed = [i for i, margin in enumerate(one.margin.tolist()) if margin <= rule.margin][: rule.lists]
     candidates = [place for place, first in enumerate(one.first_seen.tolist()) if first in probed]
     candidates = candidates[: max(depth, WANTED)]
-    return sum(place in candidates for place in one.wanted.tolist() if place >= 0) / len(one.wanted), len(
-        probed
-    )
+    return sum(place in candidates for place in one.wanted.tolist()) / one.enough, len(probed)
 
 
 @given(seed=st.integers(0, 999), lists=st.integers(1, 12), margin=st.floats(0, 1), depth=st.integers(1, 80))
@@ -97,6 +96,13 @@ def test_a_setting_finds_what_a_search_with_it_would(seed, lists, margin, depth)
     assert setting.lists == pytest.approx(np.mean([count for _, count in found]))
     entries = [one.entries[:count].sum() for one, (_, count) in zip(queries, found, strict=True)]
     assert setting.bytes == pytest.approx(10 * np.mean(entries) + 100 * depth)
+
+
+def test_of_copies_that_are_as_near_any_will_do():
+    seen = np.zeros(60, np.int32)
+    copies = Scanned(np.zeros(1, np.float32), np.array([60]), seen, np.arange(30, 60), 10)
+    settings = settings_of([copies], [ALL], [20, 40, 60], entry_bytes=1, vector_bytes=1)
+    assert [one.recall for one in settings] == [0, 1, 1]
 
 
 def setting(recall, size, error=0.0):
@@ -123,5 +129,5 @@ def test_rules_go_from_one_list_to_all_that_were_scanned():
 
 def test_without_a_true_neighbour_among_those_met_everything_is_probed():
     one = scanned(3)
-    lost = Scanned(one.margin, one.entries, one.first_seen, np.full(5, -1))
+    lost = Scanned(one.margin, one.entries, one.first_seen, np.zeros(0, np.int64), 5)
     assert rules_for([lost]) == [Probing(12, MOST_MARGIN)]

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import structlog
 
 from pipeline.artifacts import FileRef, IndexManifest, Partition, Plan, SearchDefaults, StageOutput
 from pipeline.config import SizedConfig
@@ -75,10 +76,8 @@ def build_index(
         partition = finish_partition(
             session.store, built, binarizer.files, space=encoder.fingerprint, origin=binarizer.origin
         )
-    if partition.heads.rows > EXACT_HEADS:
-        graph = Task("graph", {"heads": partition.heads}, partial(graph_heads, heads=partition.heads))
-        (linked,) = session.outputs("build", [graph])
-        partition = partition.model_copy(update={"head_graph": linked.files["graph"]})
+    _warn_of_memory(partition.heads.rows, encoder.dims, allowed=config.serving.memory_mb)
+    partition = _with_graph(session, partition)
     return IndexManifest(
         index="",
         corpus=config.corpus.identity,
@@ -95,6 +94,32 @@ def build_index(
         search=SearchDefaults(lists=partition.heads.rows, margin=MOST_MARGIN, rerank=0),
         statistics=_list_statistics(session.store, partition, built, planned=len(layout.heads)),
     )
+
+
+def _with_graph(session: Session, partition: Partition) -> Partition:
+    """The partition with a graph over its heads, if they are too many to measure all."""
+    if partition.heads.rows <= EXACT_HEADS:
+        return partition
+    graph = Task("graph", {"heads": partition.heads}, partial(graph_heads, heads=partition.heads))
+    (linked,) = session.outputs("build", [graph])
+    return partition.model_copy(update={"head_graph": linked.files["graph"]})
+
+
+def _warn_of_memory(lists: int, dims: int, *, allowed: int | None) -> None:
+    """Beyond what the plan could see: texts of more chunks than their lengths promise, or many copies, make more lists."""
+    need = _server_mb(lists, dims)
+    if allowed is not None and need > allowed:
+        structlog.get_logger().warning(
+            "server_memory_exceeded",
+            lists=lists,
+            server_memory_mb=need,
+            allowed_mb=allowed,
+            hint="raise layout.rows_per_list or serving.memory_mb",
+        )
+
+
+def _server_mb(lists: int, dims: int) -> int:
+    return math.ceil(server_bytes(lists, dims) / 2**20)
 
 
 def _segments(
@@ -338,7 +363,7 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
             4 * manifest.dims * sum(p.rows for p in manifest.partitions) / documents, 1
         ),
         "lists": int(manifest.statistics["lists"]),
-        "server_memory_mb": math.ceil(server_bytes(int(manifest.statistics["lists"]), manifest.dims) / 2**20),
+        "server_memory_mb": _server_mb(int(manifest.statistics["lists"]), manifest.dims),
         "list_rows_cv": round(manifest.statistics["list_rows_cv"], 3),
         "primaries_cv": round(manifest.statistics["primaries_cv"], 3),
         "replicas_per_vector": round(manifest.statistics["replicas_per_vector"], 4),

@@ -722,8 +722,8 @@ def open_release(
     Raises:
         MissingFileError: Nothing is published there, or there is no such release.
         CorruptArtifactError: The bytes of the manifest or of a binarizer are not the recorded ones.
-        IncompatibleModelsError: Heads or encoder are of another space than the release; later searches may find codes of
-            another binarizer. The message names both.
+        IncompatibleModelsError: Heads, vectors or encoder are of another space than the release, or codes of another binarizer.
+            The message names both.
     """
     store = open_store(root, storage)
     number = release if release is not None else _current(store)

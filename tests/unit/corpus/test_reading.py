@@ -37,6 +37,7 @@ def letters(corpus, **config):
 BAD_IN_BOTH = [
     ({"_id": None}, None, "id is null"),
     ({"_id": ""}, None, "id is empty"),
+    ({"_id": "ü" * 513}, None, "id has more than 1024 bytes"),
     ({"title": None, "text": None}, "bad", "text is empty"),
     ({"title": "", "text": " \t\n"}, "bad", "text is empty"),
     ({"text": "a\0b"}, "bad", "NUL character in column text"),

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.artifacts import ARROW_TYPES
-from pipeline.corpus.rules import MAX_INT, MIN_INT, RowSpec, parse_timestamp
+from pipeline.corpus.rules import MAX_ID_BYTES, MAX_INT, MIN_INT, RowSpec, parse_timestamp
 
 __all__ = [
     "LIST_OF_NUMBERS",
@@ -108,14 +108,14 @@ def _nulled(array: pa.Array, bad: Mask) -> pa.Array:
 
 
 def ids_of(array: pa.Array) -> Converted:
-    """Document ids as strings; integers in decimal. Null ids are bad."""
+    """Document ids as strings; integers in decimal. Null, empty and overlong ids are bad."""
     array = _decoded(array)
     if family_of(array.type) == "int":
         values, bad = array.cast(pa.string()), _none_bad(array)
     else:
         values, bad = _strings(array)
     missing = _mask(pc.equal(values, "")) | _mask(values.is_null())
-    return Converted(values, bad | missing)
+    return Converted(values, bad | missing | _mask(pc.greater(pc.binary_length(values), MAX_ID_BYTES)))
 
 
 def joined_text(spec: RowSpec, columns: Mapping[str, pa.Array]) -> Converted:

@@ -23,6 +23,7 @@ __all__ = [
     "ID_EMPTY",
     "ID_NULL",
     "LINE_TOO_LONG",
+    "MAX_ID_BYTES",
     "NOT_AN_OBJECT",
     "TEXT_EMPTY",
     "UNREADABLE",

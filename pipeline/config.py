@@ -82,7 +82,7 @@ class CorpusConfig(_Strict):
     format: Literal["parquet", "jsonl"]
     """How the files are written. In a folder, files that end otherwise (.parquet; .jsonl, .json, .ndjson) are left alone."""
     id: str = "_id"
-    """Column with the document's name: strings or integers, unique."""
+    """Column with the document's name: strings of at most 1,024 bytes or integers, unique."""
     text: Columns = ()
     """Columns whose non-empty values, joined by `separator`, are the text that is embedded."""
     separator: str = " "

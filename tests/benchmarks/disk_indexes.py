@@ -40,6 +40,8 @@ def lists_for(rows, per_list):
 class HnswLib:
     """A graph in memory, with float32 vectors."""
 
+    is_coarse = True
+
     sweeps = (tuple({"ef": ef} for ef in (10, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768)),)
 
     def load_library(self):
@@ -65,6 +67,8 @@ class HnswLib:
 
 class Faiss:
     """Shared by FAISS's two."""
+
+    is_coarse = True
 
     def load_library(self):
         import faiss
@@ -131,7 +135,7 @@ class FaissOnDisk(Faiss):
 class Lance:
     """Shared by LanceDB's; nothing of an index is kept in memory but its metadata, as it is with ours, unless it is `cached`."""
 
-    cached = False
+    cached, is_coarse = False, True
 
     sweeps = tuple(tuple({"nprobes": n, "refine": refine} for n in PROBES) for refine in (1, 4, 8))
 
@@ -186,7 +190,9 @@ class LanceRq(Lance):
 
 
 class Strata:
-    """A release; settings are those of its manifest's curve."""
+    """A release; settings are those of its manifest's curve, which rises in small steps."""
+
+    is_coarse = False
 
     def load_library(self):
         from pipeline.index import reader
@@ -287,13 +293,13 @@ def swept(system, asked, sweep):
     for knob in sweep:
         tried.append((knob, measured(system, asked, knob)))
         recall = [one["recall"] for _, one in tried]
-        stands = len(recall) > PATIENCE and recall[-1] - recall[-1 - PATIENCE] < GAIN and recall[-1] > HIGH
-        if recall[-1] >= TARGETS[-1] or stands:
+        stands = len(recall) > PATIENCE and recall[-1] - recall[-1 - PATIENCE] < GAIN
+        if recall[-1] >= TARGETS[-1] or (stands and system.is_coarse):
             break
     return tried
 
 
-PATIENCE, GAIN, HIGH = 3, 0.001, 0.9
+PATIENCE, GAIN = 3, 0.001
 
 
 def served(system, data, folder):

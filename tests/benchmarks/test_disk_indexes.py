@@ -31,7 +31,7 @@ PEERS = REPOSITORY / ".venv-peers/bin/python"
 REUSE = "STRATA_BENCHMARK_REUSE"
 """Environment variable: what was measured of the others last time stands, and ours alone is measured."""
 ROWS_FOR_SCALE = 1_000_000
-SYSTEMS_FOR_SCALE = ("strata", "faiss-fastscan", "lance-pq-cached", "lance-rq-cached", "hnswlib")
+SYSTEMS_FOR_SCALE = ("strata", "faiss-fastscan", "lance-rq-cached", "hnswlib")
 SHARE_OF_HNSWLIB = 1 / 8
 """Of its memory, at 1,000,000 vectors."""
 

@@ -3,22 +3,19 @@
 import os
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import duckdb
 import polars as pl
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 
 from pipeline.config import StorageConfig
 from pipeline.storage import LocalStore, S3Store
-from tests.ceph.cluster import ACCESS_KEY, INSTALL, SECRET_KEY, CephCluster, missing_programs
+from tests.ceph.cluster import ACCESS_KEY, SECRET_KEY
 from tests.conftest import BUCKET
 from tests.integration.roads import data_files, rows_of
 from tests.jobs.test_command_line import REPOSITORY, small, strata, summary_of
@@ -28,26 +25,6 @@ pytestmark = [pytest.mark.ceph, pytest.mark.timeout(1200)]
 ROWS = 300
 WRITERS, KEYS = 8, 20
 DEADLINE_SECONDS = 180
-
-
-@pytest.fixture(scope="module")
-def ceph():
-    if missing_programs():
-        pytest.skip(f"needs {', '.join(missing_programs())}: {INSTALL}")
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ceph-") as home:
-        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.delenv("AWS_SESSION_TOKEN", raising=False)
-        patch.delenv("AWS_ENDPOINT_URL", raising=False)
-        # Ceph answers 411 to the checksums in trailers that newer clients send unasked.
-        patch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        patch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
-        start = time.monotonic()
-        with CephCluster(Path(home)) as cluster:
-            print(f"\nCeph serves after {time.monotonic() - start:.0f} s")
-            s3fs.S3FileSystem(endpoint_url=cluster.url, skip_instance_cache=True).mkdir(BUCKET)
-            yield cluster
 
 
 @pytest.fixture

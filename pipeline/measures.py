@@ -7,13 +7,23 @@ found, is in `pipeline.evaluation`.
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["ROUNDING", "mean", "ndcg_at_k", "overlap_at_k", "percentile", "recall_at_k"]
+__all__ = ["least_near", "mean", "ndcg_at_k", "overlap_at_k", "percentile", "recall_at_k"]
 
 
 ROUNDING = 1e-5
 """Of one product made in two ways."""
 HALF_ROUNDING = 2**-11
 """Of inner products of unit vectors one of which is float16, at most."""
+
+
+def least_near(scores: Sequence[float], k: int) -> float:
+    """Score from which on a document is as near as the k-th, or as the last of fewer.
+
+    Args:
+        scores: By exact search, best first, at least one.
+        k: Depth.
+    """
+    return scores[min(k, len(scores)) - 1] - ROUNDING
 
 
 def overlap_at_k(found: Mapping[str, float], exact: Mapping[str, float], k: int) -> float:
@@ -31,8 +41,7 @@ def overlap_at_k(found: Mapping[str, float], exact: Mapping[str, float], k: int)
     if not exact:
         return 1.0
     scores = list(exact.values())
-    wanted = min(k, len(scores))
-    least = scores[wanted - 1] - ROUNDING
+    wanted, least = min(k, len(scores)), least_near(scores, k)
     beyond = least - HALF_ROUNDING if scores[-1] >= least else math.inf
     near = sum(exact[doc] >= least if doc in exact else found[doc] >= beyond for doc in list(found)[:k])
     return min(near, wanted) / wanted

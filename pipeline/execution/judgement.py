@@ -37,7 +37,7 @@ from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.reader import IndexReader
 from pipeline.index.vectors import VectorSource, sample_queries
-from pipeline.measures import ROUNDING
+from pipeline.measures import least_near
 from pipeline.postings import (
     MOST_MARGIN,
     WANTED,
@@ -278,8 +278,7 @@ def _tuned(
         tried = settings_of(met, _rules(session, met), _depths(session), **_widths(manifest))
         chosen = choose_setting(tried, target)
         # Where codes, or a margin that is set, find no more, more lists do not either.
-        is_enough = max(target, found) <= chosen.sure_recall or chosen.sure_recall <= found
-        if scanned == most or is_enough:
+        if scanned == most or chosen.sure_recall >= target or chosen.sure_recall <= found:
             return chosen, frontier(tried)
         scanned, found = min(most, 4 * scanned), chosen.sure_recall
 
@@ -287,7 +286,9 @@ def _tuned(
 def _as_near(exact: ExactNeighbours, first: int) -> tuple[bytes, ...]:
     """vector_ids of the ten nearest and of what is as near as the tenth."""
     scores = exact.scores[first:]
-    least = scores[min(WANTED, len(scores)) - 1] - ROUNDING if scores else 0.0
+    if not scores:
+        return ()
+    least = least_near(scores, WANTED)
     return exact.vector_ids[first : first + sum(score >= least for score in scores)]
 
 

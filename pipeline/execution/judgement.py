@@ -30,6 +30,7 @@ from pipeline.evaluation.stage import (
     rank,
     write_query_vectors,
 )
+from pipeline.evaluation.tuning import depths_of, tune
 from pipeline.execution.asking import query_vectors
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.runner import THREADS_PER_TASK
@@ -38,17 +39,7 @@ from pipeline.execution.work import Task, digest
 from pipeline.index.reader import IndexReader
 from pipeline.index.vectors import VectorSource, sample_queries
 from pipeline.measures import least_near
-from pipeline.postings import (
-    MOST_MARGIN,
-    WANTED,
-    Probing,
-    Scanned,
-    Setting,
-    choose_setting,
-    frontier,
-    rules_for,
-    settings_of,
-)
+from pipeline.postings import MOST_MARGIN, WANTED, Probing, Setting
 from pipeline.storage import canonical_json
 
 __all__ = ["Questions", "judge", "read_questions"]
@@ -57,12 +48,6 @@ FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
 CURVE_QUERIES = 200
 """Reported queries on which recall is measured at other settings."""
-SCANNED_LISTS = 128
-"""Posting lists that a tuning query scans at first; four times as many where these do not hold what is wanted."""
-SCANNED_ENTRIES = 1 << 20
-"""Entries that a tuning query scans at most, about."""
-DEPTHS = (10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
-"""Re-rank depths to choose from."""
 
 
 @dataclass(frozen=True)
@@ -267,20 +252,14 @@ def _tuned(
     asked = [i for i, ids in enumerate(wanted) if ids]
     search = session.config.search
     if not asked:  # one document alone has no neighbour
-        return Setting(Probing(search.lists or 1, MOST_MARGIN), _depths(session)[0], 1.0, 0.0, 1.0, 0.0), []
-    queries, wanted = judged.tuning[asked], [wanted[i] for i in asked]
-    reader, (partition,) = IndexReader(session.store, manifest), manifest.partitions
-    fixed, target = search.lists, session.config.evaluation.target_recall
-    most = min(partition.heads.rows, fixed or partition.heads.rows, _most_scanned(manifest))
-    scanned, found = min(most, fixed or SCANNED_LISTS), -1.0
-    while True:
-        met = reader.scan(queries, wanted, enough=WANTED, lists=scanned)
-        tried = settings_of(met, _rules(session, met), _depths(session), **_widths(manifest))
-        chosen = choose_setting(tried, target)
-        # Where codes, or a margin that is set, find no more, more lists do not either.
-        if scanned == most or chosen.sure_recall >= target or chosen.sure_recall <= found:
-            return chosen, frontier(tried)
-        scanned, found = min(most, 4 * scanned), chosen.sure_recall
+        return Setting(Probing(search.lists or 1, MOST_MARGIN), depths_of(search)[0], 1.0, 0.0, 1.0, 0.0), []
+    return tune(
+        IndexReader(session.store, manifest),
+        judged.tuning[asked],
+        [wanted[i] for i in asked],
+        search,
+        session.config.evaluation.target_recall,
+    )
 
 
 def _as_near(exact: ExactNeighbours, first: int) -> tuple[bytes, ...]:
@@ -290,30 +269,6 @@ def _as_near(exact: ExactNeighbours, first: int) -> tuple[bytes, ...]:
         return ()
     least = least_near(scores, WANTED)
     return exact.vector_ids[first : first + sum(score >= least for score in scores)]
-
-
-def _most_scanned(manifest: IndexManifest) -> int:
-    """Lists that fit in memory at once: of one query, all entries are."""
-    return max(SCANNED_LISTS, round(SCANNED_ENTRIES / manifest.statistics["list_rows_mean"]))
-
-
-def _rules(session: Session, met: Sequence[Scanned]) -> list[Probing]:
-    """Those worth trying, as far as the configuration leaves a choice."""
-    search = session.config.search
-    rules = rules_for(met)
-    most = {search.lists} if search.lists else {rule.lists for rule in rules}
-    margins = {search.margin} if search.margin is not None else {rule.margin for rule in rules}
-    return [Probing(lists, margin) for lists in sorted(most) for margin in sorted(margins)]
-
-
-def _depths(session: Session) -> list[int]:
-    asked = session.config.search.rerank
-    return [asked] if asked is not None else list(DEPTHS)
-
-
-def _widths(manifest: IndexManifest) -> dict[str, int]:
-    (partition,) = manifest.partitions
-    return {"entry_bytes": partition.codes.code_bytes + 8, "vector_bytes": 2 * manifest.dims}
 
 
 def _defaults(chosen: Setting, tried: Sequence[Setting]) -> SearchDefaults:

@@ -11,18 +11,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, Partition, Segment
-from pipeline.binarization import Binarizer
+from pipeline.binarization import Binarizer, score
 from pipeline.errors import CorruptArtifactError
 from pipeline.filters import Filter, evaluate
 from pipeline.index.binarizers import load_binarizer
 from pipeline.index.lists import Directory, Entries, ListsFile
 from pipeline.index.scoring import spans_of
-from pipeline.postings import HeadGraph, head_distances
+from pipeline.postings import HeadGraph, Probing, head_distances, select_lists
 from pipeline.schemas import VECTOR_ID, made_by
 from pipeline.storage import RangeRead, Store, side_by_side
 from pipeline.tables import RawFile, is_as_written, read_columns
 
-__all__ = ["PartitionReader"]
+__all__ = ["PartitionReader", "nearest_lists"]
 
 HEAD_TO_VECTOR = 2
 """Bytes of a float32 head to those of a float16 vector."""
@@ -265,12 +265,40 @@ class PartitionReader:
         fetched = self._store.read_many(
             [(file.path, file.ranges(self.directory, rows[here])) for file, here in parts]
         )
-        found: dict[int, list[Entries]] = {}
+        found: dict[int, Entries] = {}
         for (file, here), data in zip(parts, fetched, strict=True):
-            own = file.entries(self.directory, rows[here], data)
-            for number, entries in zip(self.directory["list_no"][rows[here]].tolist(), own, strict=True):
-                found.setdefault(number, []).append(entries)
-        return [Entries.joined(found[number]) for number in lists.tolist()]
+            found.update(zip(here.tolist(), file.entries(self.directory, rows[here], data), strict=True))
+        in_order = [found[at] for at in range(len(rows))]
+        if len(rows) == len(lists):
+            return in_order
+        borders = np.flatnonzero(np.diff(self.directory["list_no"][rows])) + 1
+        return [
+            Entries.joined(in_order[start:stop])
+            for start, stop in pairwise([0, *borders.tolist(), len(rows)])
+        ]
+
+    def estimates(
+        self, entries: Entries, queries: NDArray[np.float32], rotated: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """(q, n) inner products of queries and entries, estimated from the codes.
+
+        Args:
+            entries: Of posting lists.
+            queries: (q, d).
+            rotated: (q, d) the same, turned for the binarizer.
+        """
+        scores = score(self.binarizer, rotated, entries.code, entries.factor, entries.offset)
+        return scores + (queries @ self.binarizer.mean)[:, None]
+
+    def primaries_of(self, lists: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows of the vectors whose own list is one of these, rising, and the list of each."""
+        at = self.directory.rows_of(lists)
+        counts = self.directory["num_primaries"][at]
+        rows = np.arange(counts.sum()) + np.repeat(
+            self.directory["first_row"][at] - np.cumsum(counts) + counts, counts
+        )
+        order = np.argsort(rows)
+        return rows[order], np.repeat(self.directory["list_no"][at], counts)[order]
 
     def _by_segment(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
         """Rising rows of the partition as numbers of segments and rows of these."""
@@ -356,3 +384,23 @@ class PartitionReader:
             here = here[np.argsort(directory["first_row"][here])]
             found.append((here, directory["first_row"][here] - first))
         return found
+
+
+def nearest_lists(
+    partitions: Sequence[PartitionReader], queries: NDArray[np.float32], rule: Probing
+) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Lists of each query by the rule, nearest first, and their squared distances; the heads of all partitions rank together.
+
+    Lists are numbered through: those of a partition follow on those of the partitions before it.
+    """
+    numbers, apart, first = [], [], 0
+    for part in partitions:
+        near, distances = part.nearest(queries, rule.lists)
+        numbers.append(np.where(near >= 0, near + first, near))
+        apart.append(distances)
+        first += part.num_lists
+    found = []
+    for lists, distances in zip(np.hstack(numbers), np.hstack(apart), strict=True):
+        chosen = select_lists(distances, rule)
+        found.append((lists[chosen], distances[chosen]))
+    return found

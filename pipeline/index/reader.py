@@ -23,21 +23,22 @@ from pipeline.artifacts import (
     arrow_schema,
     parse_model,
 )
-from pipeline.binarization import rotate_queries, score
+from pipeline.binarization import rotate_queries
 from pipeline.config import EncoderConfig, StorageConfig
 from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError
 from pipeline.filters import Filter, parse_filter
 from pipeline.index.lists import Entries
-from pipeline.index.partition import PartitionReader
+from pipeline.index.partition import PartitionReader, nearest_lists
 from pipeline.index.scoring import (
     Candidates,
     RunningBest,
     best_documents,
     best_rows,
+    borders,
     groups_of_lists,
 )
 from pipeline.partitioning import route
-from pipeline.postings import MOST_MARGIN, Probing, Scanned, select_lists
+from pipeline.postings import MOST_MARGIN, Probing, select_lists
 from pipeline.schemas import VECTOR_ID
 from pipeline.spaces import GIVEN_MODEL, EncoderIdentity, check_same_space
 from pipeline.storage import Log, Store, open_store
@@ -67,8 +68,6 @@ ENTRIES_AT_ONCE = 1 << 18
 """Entries of lists that are read together, about; bounds the memory of a block of queries."""
 SCORES_AT_ONCE = 1 << 23
 """Scores of lists that the same queries probe, about, and distances of queries to heads."""
-SAME_SCORE = 1e-6
-"""Two estimates from one code may differ by as much."""
 WIDER = 0.1
 """Margin of the second try of a query that found too few documents, at least."""
 
@@ -185,21 +184,9 @@ class IndexReader:
             stats = stats.plus(block.stats())
         return SearchResult(tuple(hits), stats)
 
-    def scan(
-        self, vectors: NDArray[np.float32], wanted: Sequence[Sequence[bytes]], *, enough: int, lists: int
-    ) -> list[Scanned]:
-        """What queries meet in their nearest lists, to tune the rule on.
-
-        Args:
-            vectors: (q, d) unit vectors.
-            wanted: Of each, vector_ids of its true neighbours and of others that are as near.
-            enough: How many of them a search should find, or all where they are fewer.
-            lists: Posting lists to scan.
-        """
-        return [
-            self._block(query[None], 1, None).scanned(ids, min(enough, len(ids)), lists)
-            for query, ids in zip(vectors, wanted, strict=True)
-        ]
+    def partitions(self) -> list[PartitionReader]:
+        """All of them, opened."""
+        return self._route(None)
 
     def _block(self, queries: NDArray[np.float32], k: int, where: Filter | None) -> "_Block":
         return _Block(self._route(where), queries, k, where, one_each=self._one_each)
@@ -304,69 +291,11 @@ class _Block:
         self._rounds = 1
         return self._named(best.candidates())
 
-    def scanned(self, wanted: Sequence[bytes], enough: int, lists: int) -> Scanned:
-        """What the only query meets in its nearest lists."""
-        ((probed, distances),) = self._nearest(self._queries, Probing(lists, MOST_MARGIN))
-        entries = np.concatenate([part.list_entries for part in self._partitions])[probed]
-        every, seen = self._scanned_in_turn(probed)
-        _, first = np.unique(every.places, return_index=True)
-        order = first[np.lexsort((every.places[first], -every.scores[first]))]
-        places = self._places_of(every.places[order], wanted)
-        places = _with_ties(every.scores[order], places)
-        # Codes that are worse than those of all true neighbours change nothing.
-        last = int(places.max(initial=-1)) + 1
-        return Scanned(
-            margin=distances - distances[0],
-            entries=entries,
-            first_seen=seen[order[:last]].astype(np.int32),
-            wanted=places,
-            enough=enough,
-        )
-
-    def _scanned_in_turn(self, probed: NDArray[np.int64]) -> tuple[Candidates, NDArray[np.int64]]:
-        """Entries of lists with the place of their list, nearest list first."""
-        pieces, seen, first = [], [], 0
-        for number, part in enumerate(self._partitions):
-            mine = np.flatnonzero((probed >= first) & (probed < first + part.num_lists))
-            if len(mine):
-                rotated = rotate_queries(part.binarizer, self._queries)
-                lists = part.pieces(probed[mine] - first)
-                rows, scores = self._score(part, lists, self._queries, rotated)
-                pieces.append(Candidates((number << 32) + rows, scores[0]))
-                seen.append(np.repeat(mine, [len(one.row) for one in lists]))
-            first += part.num_lists
-        every, of_entry = _joined(pieces), np.concatenate(seen)
-        order = np.argsort(of_entry, kind="stable")
-        return Candidates(every.places[order], every.scores[order]), of_entry[order]
-
-    def _places_of(self, places: NDArray[np.int64], wanted: Sequence[bytes]) -> NDArray[np.int64]:
-        """(w,) where those of the wanted vector_ids are that are among the rows."""
-        order = np.argsort(places)
-        ids = self._of(places[order], lambda part, rows: part.values(["vector_id"], rows)[0])
-        keys = np.ascontiguousarray(ids).view(f"S{ids.shape[1]}").reshape(-1)
-        return order[np.isin(keys, np.array(wanted, keys.dtype))]
-
     def _matching(self) -> int:
         """Rows that pass."""
         if self._where is None:
             return sum(part.rows for part in self._partitions)
         return sum(int(part.mask(self._where).sum()) for part in self._partitions)
-
-    def _nearest(
-        self, queries: NDArray[np.float32], rule: Probing
-    ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Lists of each query by the rule, nearest first, and their distances; the heads of all partitions rank together."""
-        numbers, apart, first = [], [], 0
-        for part in self._partitions:
-            near, distances = part.nearest(queries, rule.lists)
-            numbers.append(np.where(near >= 0, near + first, near))
-            apart.append(distances)
-            first += part.num_lists
-        found = []
-        for lists, distances in zip(np.hstack(numbers), np.hstack(apart), strict=True):
-            chosen = select_lists(distances, rule)
-            found.append((lists[chosen], distances[chosen]))
-        return found
 
     def _candidates(
         self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, depth: int
@@ -390,7 +319,7 @@ class _Block:
             return self._probed_of_passing(queries, passing, rule, max(FILTERED_ROWS, depth))
         return [
             lists if passing[lists].sum() >= self._k else self._widened(query, passing, rule)
-            for query, (lists, _) in zip(queries, self._nearest(queries, rule), strict=True)
+            for query, (lists, _) in zip(queries, nearest_lists(self._partitions, queries, rule), strict=True)
         ]
 
     def _widened(
@@ -400,7 +329,7 @@ class _Block:
         most = rule.lists
         while True:
             most = min(4 * most, len(passing))
-            ((lists, _),) = self._nearest(query[None], Probing(most, MOST_MARGIN))
+            ((lists, _),) = nearest_lists(self._partitions, query[None], Probing(most, MOST_MARGIN))
             enough = int(np.searchsorted(np.cumsum(passing[lists]), self._k)) + 1
             if enough <= len(lists) or most == len(passing):
                 return lists[:enough]
@@ -445,11 +374,11 @@ class _Block:
             for lists, members in groups_of_lists(probed)
             for part_of_lists in np.split(
                 lists,
-                _borders(part.list_entries[lists], min(ENTRIES_AT_ONCE, SCORES_AT_ONCE // len(members))),
+                borders(part.list_entries[lists], min(ENTRIES_AT_ONCE, SCORES_AT_ONCE // len(members))),
             )
         ]
         sizes = np.array([part.list_entries[lists].sum() for lists, _ in groups], np.int64)
-        for batch in np.split(np.arange(len(groups)), _borders(sizes, ENTRIES_AT_ONCE)):
+        for batch in np.split(np.arange(len(groups)), borders(sizes, ENTRIES_AT_ONCE)):
             if not len(batch):
                 continue
             read = iter(part.pieces(np.concatenate([groups[i][0] for i in batch])))
@@ -471,8 +400,7 @@ class _Block:
             kept = part.mask(self._where)[rows]
             entries = entries.only(kept)
             rows = rows[kept]
-        scores = score(part.binarizer, rotated, entries.code, entries.factor, entries.offset)
-        return rows, scores + (queries @ part.binarizer.mean)[:, None]
+        return rows, part.estimates(entries, queries, rotated)
 
     def _hits(
         self, queries: NDArray[np.float32], found: list[Candidates], *, rescore: bool
@@ -567,23 +495,6 @@ class _Gathered:
     def best(self) -> Candidates:
         """At most `depth`, best first."""
         return best_rows(_joined(self._pieces), self._depth)
-
-
-def _with_ties(scores: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Places in falling scores, and those of the same score: copies of a vector, any of which will do."""
-    rising = -scores
-    starts = np.searchsorted(rising, rising[places] - SAME_SCORE)
-    stops = np.searchsorted(rising, rising[places] + SAME_SCORE, side="right")
-    is_wanted = np.zeros(len(scores) + 1, np.int64)
-    np.add.at(is_wanted, starts, 1)
-    np.add.at(is_wanted, stops, -1)
-    return np.flatnonzero(np.cumsum(is_wanted[:-1]) > 0)
-
-
-def _borders(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
-    """Where to cut a row of sizes so that parts sum to about `most`."""
-    part = (np.cumsum(sizes) - 1) // most
-    return np.flatnonzero(np.diff(part)) + 1
 
 
 def _joined(pieces: list[Candidates]) -> Candidates:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Candidates", "RunningBest", "best_documents", "best_rows", "groups_of_lists", "spans_of"]
+__all__ = [
+    "Candidates",
+    "RunningBest",
+    "best_documents",
+    "best_rows",
+    "borders",
+    "groups_of_lists",
+    "spans_of",
+]
 
 DOCUMENT_BYTES = 12
 """Leading bytes of a vector_id that name the document; the rest is the chunk."""
@@ -147,3 +155,9 @@ def spans_of(rows: NDArray[np.int64]) -> list[tuple[int, int]]:
         return []
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(rows, breaks)]
+
+
+def borders(sizes: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Where to cut a row of sizes so that parts sum to about `most`."""
+    part = (np.cumsum(sizes) - 1) // most
+    return np.flatnonzero(np.diff(part)) + 1

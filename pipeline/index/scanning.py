@@ -1,0 +1,207 @@
+"""What queries meet in their nearest lists, and where their true neighbours lie: what tuning chooses by."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.binarization import rotate_queries
+from pipeline.index.lists import Entries
+from pipeline.index.partition import PartitionReader, nearest_lists
+from pipeline.index.scoring import borders
+from pipeline.postings import MOST_MARGIN, Probing, Scanned
+
+__all__ = ["Located", "Tracker", "scan"]
+
+SAME_SCORE = 1e-6
+"""Two estimates from one code may differ by as much."""
+FIRST_LISTS = 32
+"""Lists of each query in which its neighbours are looked for at first; twice as many where they are not there."""
+IDS_AT_ONCE = 1 << 18
+"""vector_ids that are read together, about."""
+
+
+@dataclass(frozen=True)
+class Located:
+    """Where true neighbours of queries lie."""
+
+    places: tuple[NDArray[np.int64], ...]
+    """Of each query, partition << 32 | row of those that were found, rising."""
+    lists: int
+    """Lists by which the wanted share of them is in a query's own nearest lists, on average."""
+
+
+class _Place(NamedTuple):
+    """Where a vector lies."""
+
+    place: int
+    list_no: int
+
+
+class Tracker:
+    """Looks for vectors, list by list, each list once whatever is asked.
+
+    Args:
+        partitions: Of the index.
+        queries: (q, d) unit vectors.
+        wanted: Of each, vector_ids of its true neighbours and of others that are as near.
+        enough: How many of them a search should find, or all where they are fewer.
+    """
+
+    def __init__(
+        self,
+        partitions: Sequence[PartitionReader],
+        queries: NDArray[np.float32],
+        wanted: Sequence[Sequence[bytes]],
+        *,
+        enough: int,
+    ) -> None:
+        self._partitions, self._queries, self._wanted, self._enough = partitions, queries, wanted, enough
+        self._names = np.unique(np.array([one for ids in wanted for one in ids]))
+        self._found: dict[bytes, _Place] = {}
+        self._read: set[int] = set()
+
+    def locate(self, share: float, most: int) -> Located:
+        """Find a share of the neighbours that searches should find.
+
+        Args:
+            share: In (0, 1].
+            most: Lists of a query that are looked through.
+        """
+        count = min(FIRST_LISTS, most)
+        while True:
+            near = [
+                lists
+                for lists, _ in nearest_lists(self._partitions, self._queries, Probing(count, MOST_MARGIN))
+            ]
+            self._look_in(near)
+            lists = self._lists_of_share(near, share, most)
+            if lists <= count or count == most:
+                return Located(tuple(map(self._places_of, self._wanted)), lists)
+            count = min(most, 2 * count)
+
+    def _places_of(self, wanted: Sequence[bytes]) -> NDArray[np.int64]:
+        return np.array(sorted(self._found[one].place for one in wanted if one in self._found), np.int64)
+
+    def _look_in(self, near: Sequence[NDArray[np.int64]]) -> None:
+        """Read the vector_ids of lists of the queries that miss something."""
+        missing = [lists for lists, ids in zip(near, self._wanted, strict=True) if self._misses(ids)]
+        if not missing:
+            return
+        unread = set(np.unique(np.concatenate(missing)).tolist()) - self._read
+        for ids, places, lists in self._ids_of(np.array(sorted(unread), np.int64)):
+            hits = np.flatnonzero(np.isin(ids.view(self._names.dtype).reshape(-1), self._names))
+            self._found.update(
+                (ids[hit].tobytes(), _Place(int(places[hit]), int(lists[hit]))) for hit in hits.tolist()
+            )
+        self._read |= unread
+
+    def _misses(self, ids: Sequence[bytes]) -> bool:
+        return sum(one in self._found for one in ids) < min(self._enough, len(ids))
+
+    def _ids_of(
+        self, lists: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
+        """vector_ids, places and lists of the vectors whose own lists these are, some at a time."""
+        first = 0
+        for number, part in enumerate(self._partitions):
+            mine = lists[(lists >= first) & (lists < first + part.num_lists)] - first
+            for some in np.split(mine, borders(part.list_entries[mine], IDS_AT_ONCE)):
+                rows, own = part.primaries_of(some)
+                if len(rows):
+                    (ids,) = part.values(["vector_id"], rows)
+                    yield np.ascontiguousarray(ids), (number << 32) + rows, own + first
+            first += part.num_lists
+
+    def _lists_of_share(self, near: Sequence[NDArray[np.int64]], share: float, most: int) -> int:
+        """Of so many nearest lists, those of a share of the neighbours are part; `most` where none are."""
+        ranks: list[int] = []
+        total = 0
+        for lists, ids in zip(near, self._wanted, strict=True):
+            rank = {number: at for at, number in enumerate(lists.tolist())}
+            own = sorted(rank.get(self._found[one].list_no, most) for one in ids if one in self._found)
+            ranks += own[: self._enough]
+            total += min(self._enough, len(ids))
+        needed = int(np.ceil(share * total))
+        return min(most, sorted(ranks)[needed - 1] + 1) if len(ranks) >= needed else most
+
+
+def scan(
+    partitions: Sequence[PartitionReader],
+    queries: NDArray[np.float32],
+    wanted: Sequence[NDArray[np.int64]],
+    enough: Sequence[int],
+    *,
+    lists: int,
+) -> list[Scanned]:
+    """What queries meet in their nearest lists.
+
+    Args:
+        partitions: Of the index.
+        queries: (q, d) unit vectors.
+        wanted: Of each, where its true neighbours lie and others that are as near, as `Located` says.
+        enough: Of each, how many of them a search should find.
+        lists: Posting lists to scan.
+    """
+    return [
+        _met(partitions, query[None], places, one, lists)
+        for query, places, one in zip(queries, wanted, enough, strict=True)
+    ]
+
+
+def _met(
+    partitions: Sequence[PartitionReader],
+    query: NDArray[np.float32],
+    wanted: NDArray[np.int64],
+    enough: int,
+    lists: int,
+) -> Scanned:
+    ((probed, distances),) = nearest_lists(partitions, query, Probing(lists, MOST_MARGIN))
+    places, scores, seen = _entries_in_turn(partitions, query, probed)
+    is_wanted = np.isin(places, wanted)
+    # Codes that are worse than those of all true neighbours change nothing.
+    kept = scores >= scores[is_wanted].min(initial=np.inf) - 2 * SAME_SCORE
+    places, scores, seen = places[kept], scores[kept], seen[kept]
+    _, first = np.unique(places, return_index=True)
+    order = first[np.lexsort((places[first], -scores[first]))]
+    found = _with_ties(scores[order], np.flatnonzero(np.isin(places[order], wanted)))
+    last = int(found.max(initial=-1)) + 1
+    return Scanned(
+        margin=distances - distances[0],
+        entries=np.concatenate([part.list_entries for part in partitions])[probed],
+        first_seen=seen[order[:last]].astype(np.int32),
+        wanted=found,
+        enough=enough,
+    )
+
+
+def _entries_in_turn(
+    partitions: Sequence[PartitionReader], query: NDArray[np.float32], probed: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Places, estimates and turn of the list of every entry of lists, nearest list first."""
+    found, first = [], 0
+    for number, part in enumerate(partitions):
+        mine = np.flatnonzero((probed >= first) & (probed < first + part.num_lists))
+        if len(mine):
+            lists = part.pieces(probed[mine] - first)
+            entries = Entries.joined(lists)
+            scores = part.estimates(entries, query, rotate_queries(part.binarizer, query))[0]
+            turns = np.repeat(mine, [len(one.row) for one in lists])
+            found.append(((number << 32) + entries.row.astype(np.int64), scores, turns))
+        first += part.num_lists
+    places, scores, turns = (np.concatenate(columns) for columns in zip(*found, strict=True))
+    order = np.argsort(turns, kind="stable")
+    return places[order], scores[order], turns[order]
+
+
+def _with_ties(scores: NDArray[np.float32], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Places in falling scores, and those of the same score: copies of a vector, any of which will do."""
+    rising = -scores
+    starts = np.searchsorted(rising, rising[places] - SAME_SCORE)
+    stops = np.searchsorted(rising, rising[places] + SAME_SCORE, side="right")
+    is_wanted = np.zeros(len(scores) + 1, np.int64)
+    np.add.at(is_wanted, starts, 1)
+    np.add.at(is_wanted, stops, -1)
+    return np.flatnonzero(np.cumsum(is_wanted[:-1]) > 0)

@@ -269,7 +269,8 @@ class SearchConfig(_Strict):
     margin: float | None = Field(None, ge=0, le=4)
     """By how much the squared L2 distance of a query to a list's head may exceed that to the nearest head; absent: chosen."""
     rerank: int | None = Field(None, ge=0)
-    """Candidates scored again with float16 vectors, 0: codes only; absent: chosen."""
+    """Candidates scored again with float16 vectors where ten documents are asked for, in proportion where more are; 0: codes
+    only; absent: chosen."""
 
 
 class ExampleSearch(_Strict):

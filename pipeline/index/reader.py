@@ -38,7 +38,7 @@ from pipeline.index.scoring import (
     groups_of_lists,
 )
 from pipeline.partitioning import route
-from pipeline.postings import MOST_MARGIN, Probing, select_lists
+from pipeline.postings import MOST_MARGIN, WANTED, Probing, select_lists
 from pipeline.schemas import VECTOR_ID
 from pipeline.spaces import GIVEN_MODEL, EncoderIdentity, check_same_space
 from pipeline.storage import Log, Store, open_store
@@ -165,7 +165,8 @@ class IndexReader:
             k: Documents per query.
             where: Only documents that pass this filter.
             probing: Which posting lists a query probes; the release's default if None.
-            rerank: Candidates scored with float16 vectors, 0 for codes alone; the release's default if None.
+            rerank: Candidates scored with float16 vectors, 0 for codes alone; the release's default if None, in proportion
+                where more than ten documents are asked for.
             exact: Score every passing document instead.
 
         Raises:
@@ -173,7 +174,7 @@ class IndexReader:
         """
         queries = _checked(vectors, self.manifest, k)
         defaults = self.manifest.search
-        depth = _default_depth(defaults.rerank, where) if rerank is None else rerank
+        depth = _default_depth(defaults.rerank, k, where) if rerank is None else rerank
         rule = probing or Probing(defaults.lists, defaults.margin)
         hits: list[list[Hit]] = []
         stats = SearchStats()
@@ -200,8 +201,10 @@ class IndexReader:
         return self._opened[partition.partition_id]
 
 
-def _default_depth(tuned: int, where: Filter | None) -> int:
-    return max(tuned, FILTERED_DEPTH) if tuned and where is not None else tuned
+def _default_depth(tuned: int, k: int, where: Filter | None) -> int:
+    """Tuned for `WANTED` documents, more of them need as many candidates each."""
+    depth = max(tuned, -(-tuned * k // WANTED))
+    return max(depth, FILTERED_DEPTH) if tuned and where is not None else depth
 
 
 def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> NDArray[np.float32]:
@@ -555,7 +558,8 @@ class Release:
             k: Documents per query; fewer come where fewer match.
             filter: WHERE text over the attributes, for all queries.
             probing: Which posting lists a query probes; None: the release's default.
-            rerank: Candidates scored again with float16 vectors, 0 for codes alone; None: the release's default.
+            rerank: Candidates scored again with float16 vectors, 0 for codes alone; None: the release's default, in proportion
+                where more than ten documents are asked for.
             exact: Score every passing document instead of probing.
 
         Raises:

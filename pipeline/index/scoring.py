@@ -136,6 +136,9 @@ def groups_of_lists(
     """
     if not any(map(len, probed)):
         return
+    if len(probed) == 1:
+        yield np.sort(probed[0]), np.zeros(1, np.int64)
+        return
     queries = np.repeat(np.arange(len(probed)), [len(lists) for lists in probed])
     lists = np.concatenate(probed)
     order = np.lexsort((queries, lists))

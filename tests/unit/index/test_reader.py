@@ -18,6 +18,7 @@ from pipeline.filters import evaluate, parse_filter
 from pipeline.index.binarizers import learn_binarizer, load_binarizer
 from pipeline.index.growing import cut_sample, grow_branches, read_tree, segments_of, train_index
 from pipeline.index.reader import IndexReader
+from pipeline.index.scanning import Tracker, scan
 from pipeline.index.stage import (
     Built,
     build_segment,
@@ -28,9 +29,9 @@ from pipeline.index.stage import (
 )
 from pipeline.index.training import Layout
 from pipeline.index.vectors import VectorSource, sample_queries, sample_vectors
-from pipeline.postings import Probing
+from pipeline.postings import Probing, settings_of
 from pipeline.storage import LocalStore
-from pipeline.tables import read_columns, vector_array, write_bucketed
+from pipeline.tables import read_columns, to_matrix, vector_array, write_bucketed
 from tests.rewriters import REWRITERS
 
 DIMS, DOCUMENTS, CHUNKS = 32, 700, 3
@@ -216,6 +217,74 @@ def test_one_query_gets_the_same_hits_alone_and_in_a_block(built):
     reader, queries = IndexReader(store, manifest), _queries(20)
     together = [[h.doc_id for h in hits] for hits in reader.search(queries)]
     assert [[h.doc_id for h in reader.search(query)[0]] for query in queries] == together
+
+
+def test_more_documents_are_chosen_from_more_candidates(unchunked):
+    store, _, manifest, _, _ = unchunked
+    tuned = manifest.model_copy(update={"search": SearchDefaults(lists=100, margin=4.0, rerank=20)})
+    reader, queries = IndexReader(store, tuned), _queries(30)
+    shares = []
+    for k in (10, 100):
+        pairs = zip(reader.search(queries, k=k), reader.search(queries, k=k, exact=True), strict=True)
+        shares.append(np.mean([len({h.doc_id for h in a} & {h.doc_id for h in b}) / k for a, b in pairs]))
+    assert shares[1] > shares[0] - 0.05
+    assert reader.search(queries, k=25).stats.rows_reranked == 50 * len(queries)
+
+
+def _true_ten(store, manifest, queries):
+    """vector_ids of the ten nearest of each query, and all places by vector_id."""
+    (partition,) = manifest.partitions
+    table = _vectors(store, partition)
+    ids = [bytes(one) for one in table["vector_id"].to_pylist()]
+    scores = queries @ to_matrix(table["embedding"]).astype(np.float32).T
+    return [[ids[row] for row in np.argsort(-one)[:10]] for one in scores], {
+        one: i for i, one in enumerate(ids)
+    }
+
+
+def test_true_neighbours_are_found_where_they_are_whichever_share_is_asked_for_first(unchunked):
+    store, _, manifest, _, _ = unchunked
+    queries, (partition,) = _queries(25), manifest.partitions
+    wanted, place = _true_ten(store, manifest, queries)
+    owner = {
+        entry["first_row"] + i: entry["list_no"]
+        for entry in _entries(store, partition)[0]
+        for i in range(entry["num_primaries"])
+    }
+    parts = IndexReader(store, manifest).partitions()
+    turns = np.argsort(np.argsort(parts[0].distances(queries), axis=1), axis=1)
+    ranks = sorted(turns[q, owner[place[one]]] for q, ids in enumerate(wanted) for one in ids)
+    for first in (0.3, 1.0):
+        tracker = Tracker(parts, queries, wanted, enough=10)
+        for share in (first, 0.5, 0.9, 1.0):
+            located = tracker.locate(share, parts[0].num_lists)
+            assert located.lists == ranks[int(np.ceil(share * len(ranks))) - 1] + 1
+        assert [one.tolist() for one in located.places] == [
+            sorted(place[one] for one in ids) for ids in wanted
+        ]
+    assert Tracker(parts, queries, wanted, enough=10).locate(1.0, 2).lists == 2
+
+
+def test_what_scanning_says_that_a_rule_finds_is_what_a_search_by_it_finds(unchunked):
+    store, _, manifest, table, _ = unchunked
+    reader, queries = IndexReader(store, manifest), _queries(25)
+    wanted, place = _true_ten(store, manifest, queries)
+    names = dict(
+        zip((bytes(one) for one in table["vector_id"].to_pylist()), table["doc_id"].to_pylist(), strict=True)
+    )
+    places = [np.array(sorted(place[one] for one in ids)) for ids in wanted]
+    met = scan(reader.partitions(), queries, places, [10] * len(queries), lists=20)
+    rules = [Probing(lists, margin) for lists in (1, 3, 20) for margin in (0.05, 0.3, 4.0)]
+    settings = settings_of(met, rules, [10, 25, 60], entry_bytes=1, vector_bytes=1)
+    assert len({round(one.recall, 3) for one in settings}) > 9
+    for one in settings:
+        found = reader.search(queries, probing=one.probing, rerank=one.rerank)
+        shares = [
+            len({h.doc_id for h in hits} & {names[i] for i in ids}) / 10
+            for hits, ids in zip(found, wanted, strict=True)
+        ]
+        assert one.recall == pytest.approx(np.mean(shares), abs=1e-9)
+        assert one.lists == pytest.approx(found.stats.lists_probed / len(queries))
 
 
 def test_a_query_that_must_look_deeper_does_not_change_what_others_get(built):

@@ -1,4 +1,4 @@
-"""Posting files and directory: built by `stage`, read by `reader` and, for tuning, `scanning`, searched by the arithmetic of `scoring`.
+"""Posting files and directory: built by `stage`, read by `reader`, searched by the arithmetic of `scoring`.
 
 training.py   sample → binarizer, heads, cut into segments          pure
 assembly.py   rows → the tables of a segment                         pure

@@ -112,9 +112,16 @@ def _show(found, rows):
 def _check_lists(summary, folder):
     """None too long."""
     statistics = open_release(str(folder / "root")).reader.manifest.statistics
-    print(f"CV of list sizes {summary['list_rows_cv']}, of their own vectors {summary['primaries_cv']}")
-    assert statistics["primaries_max"] <= 2 * summary["serving"]["rows_per_list"]
-    assert statistics["list_rows_max"] <= 2 * statistics["list_rows_mean"]
+    target = summary["serving"]["rows_per_list"]
+    longest, mean = statistics["list_rows_max"], statistics["list_rows_mean"]
+    print(
+        f"CV of list sizes {summary['list_rows_cv']}, of their own vectors {summary['primaries_cv']};",
+        end=" ",
+    )
+    print(f"{target} asked for, {mean:.0f} with copies, the longest {longest:.0f}")
+    assert statistics["primaries_max"] <= 2 * target
+    # Where vectors have hardly any copies, lists that were split leave fewer to a list than were asked for.
+    assert longest <= 2 * max(mean, target)
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from pipeline.index.stage import (
 )
 from pipeline.index.training import ROUNDS, Layout, grown_rows, sample_rows
 from pipeline.index.vectors import VectorSource
-from pipeline.postings import EXACT_HEADS, MOST_ENTRIES, MOST_MARGIN
+from pipeline.postings import EXACT_HEADS, MOST_MARGIN
 from pipeline.storage import Store
 from pipeline.tables import read_columns
 
@@ -153,13 +153,11 @@ def _segments(
     )
     entries = tuple(output.files["entries"] for output in settled)
     sizes = np.array([output.files["vectors"].rows for output in settled])
-    lists = sum(int(output.numbers["lists"]) for output in settled)
-    mean_entries = max(sum(ref.rows for ref in entries) / max(lists, 1), layout.rows_per_list)
     shared = {
         "entries": entries,
         "first_rows": tuple((np.cumsum(sizes) - sizes).tolist()),
         "binarizer_file": card,
-        "most": math.floor(MOST_ENTRIES * mean_entries),
+        "rows_per_list": layout.rows_per_list,
     }
     of = digest(shared)
     tasks = [

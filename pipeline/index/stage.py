@@ -6,6 +6,7 @@ copy. No step holds more than one bucket or one segment, and the heads.
 """
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ from pipeline.index.binarizers import folder_of, load_binarizer
 from pipeline.index.training import Layout
 from pipeline.index.vectors import SLICE_ROWS, VectorSource, iterate_vectors
 from pipeline.partitioning import ONLY_PARTITION
-from pipeline.postings import HeadGraph
+from pipeline.postings import MOST_ENTRIES, HeadGraph
 from pipeline.schemas import (
     DIRECTORY,
     LIST_NO,
@@ -223,7 +224,7 @@ def build_segment(
     first_rows: Sequence[int],
     binarizer_file: FileRef,
     *,
-    most: int,
+    rows_per_list: int,
 ) -> StageOutput:
     """Gather the entries of one segment's posting lists and write them, a list to a row group.
 
@@ -234,7 +235,7 @@ def build_segment(
         segment_no: The segment.
         first_rows: Of each segment, the first of its rows within the partition.
         binarizer_file: The card of the binarizer.
-        most: Entries of a list.
+        rows_per_list: Primaries that a list should have.
 
     Returns:
         Files `lists` and `directory_part`; numbers `entries`, `dropped`.
@@ -249,6 +250,7 @@ def build_segment(
     dims = own.schema.field("head").type.list_size
     binarizer = load_binarizer(store, folder_of(binarizer_file), dims=dims)
     schema = lists_schema(binarizer.code_bytes).with_metadata(made)
+    most = math.floor(MOST_ENTRIES * max(table.num_rows / max(own.num_rows, 1), rows_per_list))
     cut = cut_entries(without_parts(table, binarizer, own), own, most=min(most, group_rows(schema)))
     written = _write_lists(store, schema, cut)
     where = {"segment": segment_no, "first_row": first_rows[segment_no], "code_bytes": binarizer.code_bytes}

@@ -107,7 +107,7 @@ def _placed(store, source, layout, binarizer):
     ]
 
 
-def _built(store, source, layout, binarizer, *, most=200):
+def _built(store, source, layout, binarizer):
     placed = _placed(store, source, layout, binarizer)
     numbers = range(int(layout.segments.max()) + 1)
     settled = [settle_segment(store, placed, no, ATTRIBUTES, layout) for no in numbers]
@@ -117,7 +117,15 @@ def _built(store, source, layout, binarizer, *, most=200):
     return [
         Built(
             one,
-            build_segment(store, entries, one.files["lists"], no, firsts, binarizer["binarizer"], most=most),
+            build_segment(
+                store,
+                entries,
+                one.files["lists"],
+                no,
+                firsts,
+                binarizer["binarizer"],
+                rows_per_list=layout.rows_per_list,
+            ),
         )
         for no, one in zip(numbers, settled, strict=True)
     ]

@@ -12,8 +12,8 @@ __all__ = ["MOST", "MOST_ENTRIES", "Split", "kept_entries", "split_rows"]
 MOST = 2
 """Longest list without copies, in units of the rows asked for."""
 MOST_ENTRIES = 1.33
-"""Longest list with copies, in units of the mean of its segment, its own vectors apart. *Measured* on 97,000 summaries, 1.5 and 1.33: lengths
-vary by .279 and .258, 2.5 and 6 % of the copies go, recall@10 .9616 at 371 kB a query and .9606 at 366 kB."""
+"""Longest list with copies, in units of the mean of its segment, its own vectors apart. *Measured* on 97,000 summaries, 1.5 and
+1.33: lengths vary by .279 and .258, 2.5 and 6 % of the copies go, recall@10 .9616 at 371 kB a query and .9606 at 366 kB."""
 
 
 class Split(NamedTuple):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pipeline.binarization import Binarizer, binarize, rotate_queries, score
 from pipeline.clustering import charged_lists, near_heads, pair_distances
 from pipeline.index.training import Layout
-from pipeline.postings import MOST, kept_entries, replicas_of, split_rows
+from pipeline.postings import MOST, kept_entries, longest_list, replicas_of, split_rows
 from pipeline.schemas import COPY_DISTANCE, COPY_LIST, DISTANCE, LIST_NO, PART, lists_schema
 from pipeline.tables import to_matrix, vector_array
 
@@ -308,19 +308,24 @@ class CutLists:
     """(lists,) largest distance of an entry."""
 
 
-def cut_entries(entries: pa.Table, lists: pa.Table, *, most: int) -> CutLists:
+def cut_entries(entries: pa.Table, lists: pa.Table, *, rows_per_list: int, most: int) -> CutLists:
     """Sort the entries of one segment into lists and drop the farthest replicas beyond a cap.
 
     Args:
         entries: (n) rows of `entries_schema`, whose part is known and whose `row` counts through the partition.
         lists: Rows of `settled_lists_schema`, in storage order.
-        most: Entries of a list.
+        rows_per_list: Primaries that a list should have.
+        most: Entries of a list, whatever the others have.
     """
     names = list(zip(lists["list_no"].to_pylist(), lists["part"].to_pylist(), strict=True))
     place = {name: at for at, name in enumerate(names)}
     pairs = zip(entries["list_no"].to_pylist(), entries["part"].to_pylist(), strict=True)
     at = np.fromiter((place[pair] for pair in pairs), np.int64, entries.num_rows)
     distance = entries["distance"].to_numpy()
+    primaries = lists["num_primaries"].to_numpy()
+    if len(primaries):
+        all_entries = np.bincount(at, minlength=len(names))
+        most = min(most, longest_list(all_entries, primaries, least=rows_per_list))
     kept = kept_entries(at, entries["replica_no"].to_numpy(), distance, most=most)
     order = np.lexsort((entries["row"].to_numpy(), distance, at))
     order = order[kept[order]]

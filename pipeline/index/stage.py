@@ -6,7 +6,6 @@ copy. No step holds more than one bucket or one segment, and the heads.
 """
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -40,7 +39,7 @@ from pipeline.index.binarizers import folder_of, load_binarizer
 from pipeline.index.training import Layout
 from pipeline.index.vectors import SLICE_ROWS, VectorSource, iterate_vectors
 from pipeline.partitioning import ONLY_PARTITION
-from pipeline.postings import MOST_ENTRIES, HeadGraph
+from pipeline.postings import HeadGraph
 from pipeline.schemas import (
     DIRECTORY,
     LIST_NO,
@@ -250,8 +249,8 @@ def build_segment(
     dims = own.schema.field("head").type.list_size
     binarizer = load_binarizer(store, folder_of(binarizer_file), dims=dims)
     schema = lists_schema(binarizer.code_bytes).with_metadata(made)
-    most = math.floor(MOST_ENTRIES * max(table.num_rows / max(own.num_rows, 1), rows_per_list))
-    cut = cut_entries(without_parts(table, binarizer, own), own, most=min(most, group_rows(schema)))
+    whole = without_parts(table, binarizer, own)
+    cut = cut_entries(whole, own, rows_per_list=rows_per_list, most=group_rows(schema))
     written = _write_lists(store, schema, cut)
     where = {"segment": segment_no, "first_row": first_rows[segment_no], "code_bytes": binarizer.code_bytes}
     part = _directory_part(own, cut.counts, written, **where)

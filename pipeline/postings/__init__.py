@@ -9,7 +9,7 @@ pruning.py   query → lists to probe; tuning queries → the rule
 Heads are found by `pipeline.clustering`; the files are written and read by `pipeline.index`.
 """
 
-from pipeline.postings.capping import MOST, MOST_ENTRIES, Split, kept_entries, split_rows
+from pipeline.postings.capping import MOST, MOST_ENTRIES, Split, kept_entries, longest_list, split_rows
 from pipeline.postings.closure import RNG_FACTOR, Replicas, replicas_of
 from pipeline.postings.graph import EXACT_HEADS, LINK_BYTES, HeadGraph
 from pipeline.postings.pruning import (
@@ -46,6 +46,7 @@ __all__ = [
     "head_distances",
     "kept_entries",
     "list_count",
+    "longest_list",
     "replicas_of",
     "rules_for",
     "segments_of_lists",

@@ -16,7 +16,7 @@ from pipeline.index.training import (
     train_branch,
     train_trunk,
 )
-from pipeline.postings import MOST_ENTRIES, kept_entries, replicas_of
+from pipeline.postings import kept_entries, longest_list, replicas_of
 from tests.benchmarks.real_vectors import NEAREST, real_set
 
 RECALLS = (0.9, 0.95, 0.98, 0.99)
@@ -63,8 +63,10 @@ def _lists(base, grown, *, max_replicas):
     ]
     list_no, distance = (np.concatenate(parts) for parts in zip(*found, strict=True))
     row, copy = np.nonzero(list_no >= 0)
-    most = int(MOST_ENTRIES * len(row) / len(grown.tree.heads))
-    kept = kept_entries(list_no[row, copy], copy, distance[row, copy], most=most)
+    lists, count = list_no[row, copy], len(grown.tree.heads)
+    entries, primaries = np.bincount(lists, minlength=count), np.bincount(lists[copy == 0], minlength=count)
+    most = longest_list(entries, primaries, least=len(base) // count)
+    kept = kept_entries(lists, copy, distance[row, copy], most=most)
     return list_no[row, copy][kept], row[kept]
 
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.postings.capping import MOST, kept_entries, split_rows
+from pipeline.postings.capping import MOST, MOST_ENTRIES, kept_entries, longest_list, split_rows
 
 
 @given(
@@ -48,3 +48,20 @@ def test_over_the_cap_the_farthest_replicas_go_first_and_no_primary(data):
         assert (kept & here).sum() == min(here.sum(), max(most, primaries))
         gone, stay = distance[here & ~kept], distance[here & kept & (replica_no > 0)]
         assert not len(gone) or not len(stay) or gone.min() >= stay.max()
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(0, 400)), min_size=1, max_size=60), st.integers(1, 40)
+)
+def test_no_list_is_longer_than_the_lists_that_are_left_allow(sizes, least):
+    primaries = np.array([own for own, _ in sizes])
+    entries = primaries + np.array([copies for _, copies in sizes])
+    most = longest_list(entries, primaries, least=least)
+    left = np.minimum(entries, np.maximum(most, primaries))
+    assert most == int(MOST_ENTRIES * max(left.mean(), least))
+
+
+def test_a_few_lists_with_most_copies_do_not_allow_each_other_more():
+    primaries = np.full(100, 100)
+    entries = primaries + np.where(np.arange(100) < 3, 5000, 3)
+    assert longest_list(entries, primaries, least=100) < 150

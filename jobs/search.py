@@ -23,7 +23,13 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
     out: Annotated[str, typer.Option(help="Parquet to write, local or s3://.")],
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Score every passing document.")] = False,
-    rerank: Annotated[int | None, typer.Option(min=0, help="Candidates re-ranked; 0: codes only.")] = None,
+    rerank: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Candidates re-ranked; 0: codes only. Absent: the release's default, in proportion for k above ten.",
+        ),
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Encoder of the queries; default: the one in force.")
     ] = None,

@@ -146,7 +146,8 @@ class SearchPoint(_Frozen):
     margin: float
     """By how much the squared L2 distance to a list's head may exceed that to the nearest head."""
     rerank: int
-    """Candidates scored again with float16 vectors; 0: codes only."""
+    """Candidates scored again with float16 vectors where ten documents are asked for, in proportion where more are; 0: codes
+    only."""
     tuning_recall: float | None = None
     """recall@10; None where nothing was tuned."""
     bytes: int | None = None

@@ -22,8 +22,9 @@ from pipeline.postings import (
 __all__ = ["depths_of", "tune"]
 
 MOST_LISTS = 4096
-"""Posting lists that a tuning query scans at most."""
-MOST_ENTRIES = 1 << 20
+"""Posting lists that a tuning query scans at most where none are set: to read more of them 500 times over takes minutes, and
+queries that need more are hardly cheaper than exact ones."""
+ENTRIES_AT_ONCE = 1 << 20
 """Entries that it scans at most, about: all of one query are in memory at once."""
 LEFT_OUT = (0.5, 0.125, 0.0)
 """Of the share of true neighbours that a search may miss, the part that may lie beyond the lists scanned; the next where the
@@ -41,6 +42,10 @@ def tune(
 ) -> tuple[Setting, list[Setting]]:
     """The setting that reads least of those that reach a recall 10@10, and all that none beats.
 
+    Among those that scan no more lists than it takes to meet the share that is asked for and half of the rest. A true
+    neighbour whose own list lies beyond these counts as missed even where they hold a copy of it: recall is what is told, or
+    more.
+
     Args:
         reader: The index.
         queries: (q, d) unit vectors, at least one, other ones than it is reported on.
@@ -48,18 +53,20 @@ def tune(
         search: What is set and not to be chosen.
         target_recall: In (0, 1].
     """
-    partitions, most, missed = reader.partitions(), _most_lists(reader, search), 1 - target_recall
+    partitions, most, missed = reader.partitions(), _most_lists(reader), 1 - target_recall
     tracker = Tracker(partitions, queries, wanted, enough=WANTED)
     enough = [min(WANTED, len(ids)) for ids in wanted]
     tried: list[Setting] = []
     for left_out in LEFT_OUT:
-        located = tracker.locate(1 - left_out * missed, most)
-        lists = most if search.lists else located.lists
+        # Where the lists are set, whatever they hold is to count, copies of vectors of farther lists, too.
+        located = tracker.locate(1.0 if search.lists else 1 - left_out * missed, most)
+        lists = min(search.lists or located.lists, _all_lists(reader))
         met = scan(partitions, queries, located.places, enough, lists=lists)
         tried = settings_of(met, _rules(search, met), depths_of(search), **_widths(reader))
-        recall = choose_setting(tried, target_recall).sure_recall
-        is_within_reach = recall + left_out * missed >= target_recall
-        if recall >= target_recall or lists == most or not is_within_reach:
+        is_reached = choose_setting(tried, target_recall).sure_recall >= target_recall
+        # More lists leave less to chance, too, so that nothing is taken off for it here.
+        within_reach = max(one.recall for one in tried) + left_out * missed
+        if search.lists or is_reached or lists == most or within_reach < target_recall:
             break
     return choose_setting(tried, target_recall), frontier(tried)
 
@@ -69,10 +76,14 @@ def depths_of(search: SearchConfig) -> Sequence[int]:
     return DEPTHS if search.rerank is None else (search.rerank,)
 
 
-def _most_lists(reader: IndexReader, search: SearchConfig) -> int:
-    every = sum(part.num_lists for part in reader.partitions())
-    fit = max(1, round(MOST_ENTRIES / reader.manifest.statistics["list_rows_mean"]))
-    return min(every, search.lists or every, fit, MOST_LISTS)
+def _all_lists(reader: IndexReader) -> int:
+    return sum(part.num_lists for part in reader.partitions())
+
+
+def _most_lists(reader: IndexReader) -> int:
+    """Lists that are worth looking through for the true neighbours of a query."""
+    fit = max(1, round(ENTRIES_AT_ONCE / reader.manifest.statistics["list_rows_mean"]))
+    return min(_all_lists(reader), fit, MOST_LISTS)
 
 
 def _rules(search: SearchConfig, met: Sequence[Scanned]) -> list[Probing]:

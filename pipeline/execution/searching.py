@@ -32,7 +32,7 @@ def search_file(
         out: Parquet to write, local or on S3: schemas.RESULTS.
         k: Documents per query.
         exact: Score every passing document.
-        rerank: Candidates scored with float16 vectors; None: the release's default.
+        rerank: Candidates scored with float16 vectors; None: the release's default, in proportion for k above ten.
         encoder: Name of the configured encoder for text queries, or of the one that made query vectors; None: the one in force.
 
     Returns:

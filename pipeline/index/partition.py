@@ -17,7 +17,7 @@ from pipeline.filters import Filter, evaluate
 from pipeline.index.binarizers import load_binarizer
 from pipeline.index.lists import Directory, Entries, ListsFile
 from pipeline.index.scoring import spans_of
-from pipeline.postings import HeadGraph, Probing, head_distances, select_lists
+from pipeline.postings import HeadGraph, Probing, head_distances, nearest_heads, select_lists
 from pipeline.schemas import VECTOR_ID, made_by
 from pipeline.storage import RangeRead, Store, side_by_side
 from pipeline.tables import RawFile, is_as_written, read_columns
@@ -210,11 +210,7 @@ class PartitionReader:
         count = min(count, self.num_lists)
         if self.graph is not None:
             return self.graph.nearest(queries, count)
-        distances = self.distances(queries)
-        near = np.argpartition(distances, count - 1, axis=1)[:, :count]
-        apart = np.take_along_axis(distances, near, axis=1)
-        order = np.lexsort((near, apart), axis=1)
-        return np.take_along_axis(near, order, axis=1), np.take_along_axis(apart, order, axis=1)
+        return nearest_heads(self.distances(queries), count)
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -269,9 +265,10 @@ class PartitionReader:
         for (file, here), data in zip(parts, fetched, strict=True):
             found.update(zip(here.tolist(), file.entries(self.directory, rows[here], data), strict=True))
         in_order = [found[at] for at in range(len(rows))]
-        if len(rows) == len(lists):
+        numbers = self.directory["list_no"][rows]
+        if np.array_equal(numbers, lists):
             return in_order
-        borders = np.flatnonzero(np.diff(self.directory["list_no"][rows])) + 1
+        borders = np.flatnonzero(np.diff(numbers)) + 1
         return [
             Entries.joined(in_order[start:stop])
             for start, stop in pairwise([0, *borders.tolist(), len(rows)])
@@ -280,18 +277,18 @@ class PartitionReader:
     def estimates(
         self, entries: Entries, queries: NDArray[np.float32], rotated: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """(q, n) inner products of queries and entries, estimated from the codes.
+        """(q, n) float32 inner products of queries and entries, estimated from the codes.
 
         Args:
             entries: Of posting lists.
-            queries: (q, d).
-            rotated: (q, d) the same, turned for the binarizer.
+            queries: (q, d) float32.
+            rotated: (q, m_0) float32, the same after `rotate_queries`.
         """
         scores = score(self.binarizer, rotated, entries.code, entries.factor, entries.offset)
         return scores + (queries @ self.binarizer.mean)[:, None]
 
     def primaries_of(self, lists: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows of the vectors whose own list is one of these, rising, and the list of each."""
+        """(n,) int64 rows of the vectors whose own list is one of these, rising, and (n,) int64 the list of each."""
         at = self.directory.rows_of(lists)
         counts = self.directory["num_primaries"][at]
         rows = np.arange(counts.sum()) + np.repeat(
@@ -389,9 +386,16 @@ class PartitionReader:
 def nearest_lists(
     partitions: Sequence[PartitionReader], queries: NDArray[np.float32], rule: Probing
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-    """Lists of each query by the rule, nearest first, and their squared distances; the heads of all partitions rank together.
+    """Lists of each query by the rule; the heads of all partitions rank together.
 
-    Lists are numbered through: those of a partition follow on those of the partitions before it.
+    Args:
+        partitions: At least one.
+        queries: (q, d) float32.
+        rule: Which lists are probed.
+
+    Returns:
+        Of each query (p,) int64 lists, nearest first, and (p,) float32 squared distances to their heads. Lists are numbered
+        through: those of a partition follow on those of the partitions before it.
     """
     numbers, apart, first = [], [], 0
     for part in partitions:

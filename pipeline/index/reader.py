@@ -55,7 +55,9 @@ __all__ = [
 ]
 
 QUERY_BLOCK = 256
-"""Queries searched together; bounds the memory of their candidates."""
+"""Queries searched together, at most."""
+CANDIDATES_AT_ONCE = 1 << 17
+"""Candidates of theirs, about: bounds the memory of their vectors."""
 FILTERED_ROWS = 1000
 """Passing rows that a filtered query scans at least: a selective filter moves the nearest matches away from the nearest lists.
 Where no more than that pass, all of them are scored exactly."""
@@ -178,8 +180,9 @@ class IndexReader:
         rule = probing or Probing(defaults.lists, defaults.margin)
         hits: list[list[Hit]] = []
         stats = SearchStats()
-        for start in range(0, len(queries), QUERY_BLOCK):
-            block = self._block(queries[start : start + QUERY_BLOCK], k, where)
+        size = max(1, min(QUERY_BLOCK, CANDIDATES_AT_ONCE // max(depth, k)))
+        for start in range(0, len(queries), size):
+            block = self._block(queries[start : start + size], k, where)
             found = block.exact() if exact else block.approximate(rule, depth)
             hits += found
             stats = stats.plus(block.stats())
@@ -202,9 +205,9 @@ class IndexReader:
 
 
 def _default_depth(tuned: int, k: int, where: Filter | None) -> int:
-    """Tuned for `WANTED` documents, more of them need as many candidates each."""
-    depth = max(tuned, -(-tuned * k // WANTED))
-    return max(depth, FILTERED_DEPTH) if tuned and where is not None else depth
+    """It is for `WANTED` documents: more of them need as many candidates each."""
+    depth = max(tuned, FILTERED_DEPTH) if tuned and where is not None else tuned
+    return max(depth, -(-depth * k // WANTED))
 
 
 def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> NDArray[np.float32]:

@@ -19,6 +19,8 @@ SAME_SCORE = 1e-6
 """Two estimates from one code may differ by as much."""
 FIRST_LISTS = 32
 """Lists of each query in which its neighbours are looked for at first; twice as many where they are not there."""
+QUERIES_AT_ONCE = 256
+"""Queries that are compared with all heads together."""
 IDS_AT_ONCE = 1 << 18
 """vector_ids that are read together, about."""
 
@@ -61,7 +63,7 @@ class Tracker:
         self._partitions, self._queries, self._wanted, self._enough = partitions, queries, wanted, enough
         self._names = np.unique(np.array([one for ids in wanted for one in ids]))
         self._found: dict[bytes, _Place] = {}
-        self._read: set[int] = set()
+        self._is_read = np.zeros(sum(part.num_lists for part in partitions), np.bool_)
 
     def locate(self, share: float, most: int) -> Located:
         """Find a share of the neighbours that searches should find.
@@ -72,15 +74,19 @@ class Tracker:
         """
         count = min(FIRST_LISTS, most)
         while True:
-            near = [
-                lists
-                for lists, _ in nearest_lists(self._partitions, self._queries, Probing(count, MOST_MARGIN))
-            ]
+            near = self._nearest(count)
             self._look_in(near)
             lists = self._lists_of_share(near, share, most)
             if lists <= count or count == most:
                 return Located(tuple(map(self._places_of, self._wanted)), lists)
             count = min(most, 2 * count)
+
+    def _nearest(self, count: int) -> list[NDArray[np.int64]]:
+        """So many lists of each query, nearest first."""
+        starts = range(0, len(self._queries), QUERIES_AT_ONCE)
+        blocks = [self._queries[start : start + QUERIES_AT_ONCE] for start in starts]
+        rule = Probing(count, MOST_MARGIN)
+        return [lists for block in blocks for lists, _ in nearest_lists(self._partitions, block, rule)]
 
     def _places_of(self, wanted: Sequence[bytes]) -> NDArray[np.int64]:
         return np.array(sorted(self._found[one].place for one in wanted if one in self._found), np.int64)
@@ -90,13 +96,13 @@ class Tracker:
         missing = [lists for lists, ids in zip(near, self._wanted, strict=True) if self._misses(ids)]
         if not missing:
             return
-        unread = set(np.unique(np.concatenate(missing)).tolist()) - self._read
-        for ids, places, lists in self._ids_of(np.array(sorted(unread), np.int64)):
+        wanted = np.unique(np.concatenate(missing))
+        for ids, places, lists in self._ids_of(wanted[~self._is_read[wanted]]):
             hits = np.flatnonzero(np.isin(ids.view(self._names.dtype).reshape(-1), self._names))
             self._found.update(
                 (ids[hit].tobytes(), _Place(int(places[hit]), int(lists[hit]))) for hit in hits.tolist()
             )
-        self._read |= unread
+        self._is_read[wanted] = True
 
     def _misses(self, ids: Sequence[bytes]) -> bool:
         return sum(one in self._found for one in ids) < min(self._enough, len(ids))
@@ -116,7 +122,7 @@ class Tracker:
             first += part.num_lists
 
     def _lists_of_share(self, near: Sequence[NDArray[np.int64]], share: float, most: int) -> int:
-        """Of so many nearest lists, those of a share of the neighbours are part; `most` where none are."""
+        """How many nearest lists of every query hold a share of all neighbours; `most` if those do not."""
         ranks: list[int] = []
         total = 0
         for lists, ids in zip(near, self._wanted, strict=True):
@@ -145,14 +151,16 @@ def scan(
         enough: Of each, how many of them a search should find.
         lists: Posting lists to scan.
     """
+    list_entries = np.concatenate([part.list_entries for part in partitions])
     return [
-        _met(partitions, query[None], places, one, lists)
+        _met(partitions, list_entries, query[None], places, one, lists)
         for query, places, one in zip(queries, wanted, enough, strict=True)
     ]
 
 
 def _met(
     partitions: Sequence[PartitionReader],
+    list_entries: NDArray[np.int64],
     query: NDArray[np.float32],
     wanted: NDArray[np.int64],
     enough: int,
@@ -170,7 +178,7 @@ def _met(
     last = int(found.max(initial=-1)) + 1
     return Scanned(
         margin=distances - distances[0],
-        entries=np.concatenate([part.list_entries for part in partitions])[probed],
+        entries=list_entries[probed],
         first_seen=seen[order[:last]].astype(np.int32),
         wanted=found,
         enough=enough,

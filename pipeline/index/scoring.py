@@ -136,7 +136,7 @@ def groups_of_lists(
     """
     if not any(map(len, probed)):
         return
-    if len(probed) == 1:
+    if len(probed) == 1:  # which every search of one query is
         yield np.sort(probed[0]), np.zeros(1, np.int64)
         return
     queries = np.repeat(np.arange(len(probed)), [len(lists) for lists in probed])

@@ -62,7 +62,7 @@ def _along(vectors: NDArray[np.float32], *, seed: int) -> NDArray[np.float32]:
 
 
 def longest_list(entries: NDArray[np.integer], primaries: NDArray[np.integer], *, least: int) -> int:
-    """Entries that a list may have: `MOST_ENTRIES` times the mean of the lists that are left by that.
+    """Entries that a list may have: the largest number that is `MOST_ENTRIES` times the mean of the lists that are left by it.
 
     Not of those before: where a few lists attract most copies, their mean allows what no other list has.
 

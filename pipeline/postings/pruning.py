@@ -16,6 +16,7 @@ __all__ = [
     "choose_setting",
     "frontier",
     "head_distances",
+    "nearest_heads",
     "rules_for",
     "select_lists",
     "settings_of",
@@ -58,6 +59,28 @@ def head_distances(
         (q, l).
     """
     return np.einsum("qd,qd->q", queries, queries)[:, None] + squares - 2.0 * (queries @ heads.T)
+
+
+def nearest_heads(
+    distances: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The nearest heads of each query; lower numbers go first among equals, as where a list of copies of one text was split.
+
+    Args:
+        distances: (q, l) float32 squared distances.
+        count: In [1, l].
+
+    Returns:
+        (q, count) int64 numbers and (q, count) float32 distances, nearest first.
+    """
+    near = np.argpartition(distances, count - 1, axis=1)[:, :count]
+    apart = np.take_along_axis(distances, near, axis=1)
+    # Of equals on both sides of the border, partitioning takes any.
+    unsure = np.flatnonzero((distances <= apart.max(axis=1, keepdims=True)).sum(axis=1) > count)
+    near[unsure] = np.argsort(distances[unsure], axis=1, kind="stable")[:, :count]
+    apart[unsure] = np.take_along_axis(distances[unsure], near[unsure], axis=1)
+    order = np.lexsort((near, apart), axis=1)
+    return np.take_along_axis(near, order, axis=1), np.take_along_axis(apart, order, axis=1)
 
 
 def select_lists(

@@ -84,7 +84,7 @@ def test_every_layout_holds_every_vector_once_and_finds_all(tmp_path_factory, ro
     assert max(sizes["num_primaries"].to_pylist()) <= 2 * layout["rows_per_list"]
     own, entries = (sizes[name].to_numpy() for name in ("num_primaries", "num_entries"))
     segment = sizes["segment"].to_numpy()
-    means = np.bincount(segment, entries) / np.bincount(segment)
+    means = np.bincount(segment, entries) / np.maximum(np.bincount(segment), 1)
     longest = MOST_ENTRIES * np.maximum(means, layout["rows_per_list"])[segment]
     assert (entries <= np.maximum(own, longest)).all()
     every = [{hit.doc_id for hit in hits} for hits in release.search(vectors[:3], k=rows)]

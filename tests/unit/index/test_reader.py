@@ -9,11 +9,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.artifacts import Attribute, IndexManifest, SearchDefaults
-from pipeline.config import BinarizerConfig, SizedLayout
+from pipeline.config import BinarizerConfig, SearchConfig, SizedLayout
 from pipeline.corpus.identity import bucket_of, vector_ids
 from pipeline.embedding.cache import open_cache
 from pipeline.embedding.stage import store_given
 from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
+from pipeline.evaluation.tuning import tune
 from pipeline.filters import evaluate, parse_filter
 from pipeline.index.binarizers import learn_binarizer, load_binarizer
 from pipeline.index.growing import cut_sample, grow_branches, read_tree, segments_of, train_index
@@ -293,6 +294,53 @@ def test_what_scanning_says_that_a_rule_finds_is_what_a_search_by_it_finds(unchu
         ]
         assert one.recall == pytest.approx(np.mean(shares), abs=1e-9)
         assert one.lists == pytest.approx(found.stats.lists_probed / len(queries))
+
+
+def _tuned(corpus, target, **settings):
+    """What tuning chooses, and what a search by it finds of the true ten."""
+    store, _, manifest, table, _ = corpus
+    described = manifest.model_copy(update={"statistics": {"list_rows_mean": 60.0}})
+    reader, queries = IndexReader(store, described), _queries(80, seed=4)
+    wanted, _ = _true_ten(store, manifest, queries)
+    chosen, curve = tune(reader, queries, wanted, SearchConfig(**settings), target)
+    found = reader.search(queries, probing=chosen.probing, rerank=chosen.rerank)
+    ids = [bytes(one) for one in table["vector_id"].to_pylist()]
+    names = dict(zip(ids, table["doc_id"].to_pylist(), strict=True))
+    pairs = zip(found, wanted, strict=True)
+    return (
+        chosen,
+        curve,
+        np.mean([len({h.doc_id for h in hits} & {names[i] for i in w}) / 10 for hits, w in pairs]),
+    )
+
+
+@pytest.mark.parametrize("target", [0.5, 0.9, 0.97, 1.0])
+def test_a_search_by_what_was_tuned_finds_what_tuning_says_or_more(unchunked, target):
+    chosen, curve, found = _tuned(unchunked, target)
+    assert chosen.sure_recall >= target
+    assert chosen.recall - 1e-6 <= found <= chosen.recall + 0.5 * (1 - target) + 1e-6
+    assert chosen in curve
+    assert chosen.bytes < 1.01 * max(one.bytes for one in curve)
+
+
+def test_set_lists_are_scanned_whole_and_what_they_hold_counts(unchunked):
+    chosen, _, found = _tuned(unchunked, 0.5, lists=40)
+    assert chosen.probing.lists == 40
+    assert chosen.recall == pytest.approx(found)
+    chosen, curve, found = _tuned(unchunked, 1.0, lists=2)
+    assert chosen.recall == pytest.approx(found) == max(one.recall for one in curve)
+    assert found < 0.9
+    chosen, _, found = _tuned(unchunked, 0.9, margin=0.1, rerank=15)
+    assert (chosen.probing.margin, chosen.rerank) == (0.1, 15)
+
+
+def test_a_filtered_search_for_more_documents_scores_more_again(unchunked):
+    store, _, manifest, _, _ = unchunked
+    tuned = manifest.model_copy(update={"search": SearchDefaults(lists=100, margin=4.0, rerank=10)})
+    reader = IndexReader(store, tuned)
+    where = parse_filter("year > 2002", reader.attributes)
+    found = reader.search(_queries(10), k=15, where=where)
+    assert found.stats.rows_reranked == 150 * 10
 
 
 def test_a_query_that_must_look_deeper_does_not_change_what_others_get(built):

@@ -12,6 +12,7 @@ from pipeline.postings.pruning import (
     choose_setting,
     frontier,
     head_distances,
+    nearest_heads,
     rules_for,
     select_lists,
     settings_of,
@@ -131,3 +132,15 @@ def test_without_a_true_neighbour_among_those_met_everything_is_probed():
     one = scanned(3)
     lost = Scanned(one.margin, one.entries, one.first_seen, np.zeros(0, np.int64), 5)
     assert rules_for([lost]) == [Probing(12, MOST_MARGIN)]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5]), min_size=6, max_size=6), min_size=1, max_size=9),
+    st.integers(1, 6),
+)
+def test_of_heads_as_near_the_lower_numbers_are_taken(rows, count):
+    distances = np.array(rows, np.float32)
+    numbers, apart = nearest_heads(distances, count)
+    wanted = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    assert np.array_equal(numbers, wanted)
+    assert np.array_equal(apart, np.take_along_axis(distances, wanted, axis=1))

@@ -226,7 +226,7 @@ def _recall_curve(
             reader, asked.vectors, k=10 + own, probing=probing, rerank=point.rerank
         )
         numbers = costs | judge_against_exact(_without_self(asked, rankings), truth)
-        setting = {"lists": point.lists, "margin": round(point.margin, 4), "rerank": point.rerank}
+        setting = {"lists": point.lists, "margin": point.margin, "rerank": point.rerank}
         curve.append({**setting, **_rounded(numbers)})
     return curve
 

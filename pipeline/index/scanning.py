@@ -171,10 +171,10 @@ def _met(
     is_wanted = np.isin(places, wanted)
     # Codes that are worse than those of all true neighbours change nothing.
     kept = scores >= scores[is_wanted].min(initial=np.inf) - 2 * SAME_SCORE
-    places, scores, seen = places[kept], scores[kept], seen[kept]
+    places, scores, seen, is_wanted = places[kept], scores[kept], seen[kept], is_wanted[kept]
     _, first = np.unique(places, return_index=True)
     order = first[np.lexsort((places[first], -scores[first]))]
-    found = _with_ties(scores[order], np.flatnonzero(np.isin(places[order], wanted)))
+    found = _with_ties(scores[order], np.flatnonzero(is_wanted[order]))
     last = int(found.max(initial=-1)) + 1
     return Scanned(
         margin=distances - distances[0],

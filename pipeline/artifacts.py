@@ -220,6 +220,8 @@ class Partition(_Frozen):
     """Rows that live in one space under one set of heads."""
 
     partition_id: int
+    path: str = ""
+    """Condition on the attributes that holds for its rows and no others; empty where it is the only one."""
     space: str
     """Encoder fingerprint of its vectors."""
     codes: CodesInfo
@@ -258,6 +260,10 @@ class IndexManifest(_Frozen):
     condemned: tuple[FileRef, ...] = ()
     """Rows of `documents` that are in no partition, because their text cannot be encoded."""
     partitions: tuple[Partition, ...]
+    cuts: tuple[str, ...] = ()
+    """Conditions by which rows were told their partition, from the root of the tree down."""
+    partition_table: FileRef | None = None
+    """What is known of the attributes of each partition; absent where there is one."""
     search: SearchDefaults
     statistics: dict[str, float]
     """Deterministic figures of the build: list sizes, bytes."""

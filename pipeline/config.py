@@ -226,7 +226,12 @@ class LayoutConfig(_Strict):
     """How vectors are laid out in partitions and posting lists."""
 
     workload: str | None = None
-    """Parquet of past queries. Recorded for the workload-aware layout; the present layout has one partition."""
+    """Parquet of past queries: `filter`, the WHERE text of a query or null, and optionally `weight`. Rows that these filters want
+    together become partitions of their own, which other queries need not look into. Absent: one partition."""
+    min_partition_rows: int = Field(8192, ge=1)
+    """Rows of a partition at least, about."""
+    max_partitions: int = Field(64, ge=1, le=4096)
+    """Partitions at most. Fewer are made where more would cost queries more than they save."""
     rows_per_list: int | None = Field(None, ge=1, le=MOST_ROWS_PER_LIST)
     """Rows of a posting list, about, copies not counted; the number of lists follows from the rows. No list has more than twice
     as many. Absent: 100, more where the heads would not fit in `serving.memory_mb`."""

@@ -77,7 +77,7 @@ def depths_of(search: SearchConfig) -> Sequence[int]:
 
 
 def _all_lists(reader: IndexReader) -> int:
-    return sum(part.num_lists for part in reader.partitions())
+    return sum(one.part.num_lists for one in reader.partitions())
 
 
 def _most_lists(reader: IndexReader) -> int:
@@ -95,5 +95,5 @@ def _rules(search: SearchConfig, met: Sequence[Scanned]) -> list[Probing]:
 
 
 def _widths(reader: IndexReader) -> dict[str, int]:
-    (partition,) = reader.manifest.partitions
-    return {"entry_bytes": partition.codes.code_bytes + 8, "vector_bytes": 2 * reader.manifest.dims}
+    codes = reader.manifest.partitions[0].codes
+    return {"entry_bytes": codes.code_bytes + 8, "vector_bytes": 2 * reader.manifest.dims}

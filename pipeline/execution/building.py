@@ -2,13 +2,25 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import structlog
 
-from pipeline.artifacts import FileRef, IndexManifest, Partition, Plan, SearchDefaults, StageOutput
+from pipeline.artifacts import (
+    CodesInfo,
+    FileRef,
+    IndexManifest,
+    Partition,
+    Plan,
+    SearchDefaults,
+    StageOutput,
+    arrow_schema,
+)
 from pipeline.config import SizedConfig
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
@@ -16,6 +28,7 @@ from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.growing import (
+    cut_partitions,
     cut_sample,
     grow_branches,
     members_of,
@@ -29,7 +42,10 @@ from pipeline.index.growing import (
 from pipeline.index.sizing import server_bytes
 from pipeline.index.stage import (
     Built,
+    SegmentPlaces,
     build_segment,
+    codes_info,
+    describe_partitions,
     finish_partition,
     graph_heads,
     place_bucket,
@@ -37,6 +53,7 @@ from pipeline.index.stage import (
 )
 from pipeline.index.training import ROUNDS, Layout, grown_rows, sample_rows
 from pipeline.index.vectors import VectorSource
+from pipeline.partitioning import PartitionTree, limits_for, read_partition_tree, read_workload
 from pipeline.postings import EXACT_HEADS, MOST_MARGIN
 from pipeline.storage import Store
 from pipeline.tables import read_columns
@@ -53,17 +70,18 @@ def build_index(
     parent: Parent | None,
     asked: AskedPairs | None,
 ) -> IndexManifest:
-    """Train, place, settle, build; the manifest probes every list until the index is judged."""
+    """Cut, train, place, settle, build; the manifest probes every list until the index is judged."""
     config = session.config
+    partition_tree = _partition_tree(session, plan, documents, source)
     binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
-    trees, layout = _layout(session, documents, source, encoder)
+    trees, layout = _layout(session, documents, source, encoder, partition_tree)
     card = binarizer.files["binarizer"]
     inputs = {
         "texts": digest(documents.texts),
         "encoder": encoder.fingerprint,
         "attributes": plan.attributes,
         "layout": digest(
-            {"trees": trees, "segments": layout.segments.tolist()}
+            {"trees": trees, "segments": layout.segments.tolist(), "partitions": layout.partition_tree.nodes}
             | {
                 name: getattr(layout, name)
                 for name in ("rows_per_list", "max_replicas", "real_heads", "seed")
@@ -73,11 +91,11 @@ def build_index(
     }
     built = _segments(session, source, inputs, layout, card)
     with session.timed("build"):
-        partition = finish_partition(
-            session.store, built, binarizer.files, space=encoder.fingerprint, origin=binarizer.origin
-        )
-    _warn_of_memory(partition.heads.rows, encoder.dims, allowed=config.serving.memory_mb)
-    partition = _with_graph(session, partition)
+        codes = codes_info(session.store, binarizer.files, binarizer.origin)
+        partitions, table = _finished(session.store, built, layout, codes, plan, space=encoder.fingerprint)
+    lists = sum(one.heads.rows for one in partitions)
+    _warn_of_memory(lists, encoder.dims, allowed=config.serving.memory_mb)
+    partitions = [_with_graph(session, one) for one in partitions]
     return IndexManifest(
         index="",
         corpus=config.corpus.identity,
@@ -90,10 +108,54 @@ def build_index(
         document_buckets=plan.document_buckets,
         num_documents=documents.documents,
         condemned=tuple(source.condemned.values()),
-        partitions=(partition,),
-        search=SearchDefaults(lists=partition.heads.rows, margin=MOST_MARGIN, rerank=0),
-        statistics=_list_statistics(session.store, partition, built, planned=len(layout.heads)),
+        partitions=tuple(partitions),
+        cuts=tuple(map(layout.partition_tree.text, range(len(layout.partition_tree.cuts)))),
+        partition_table=table,
+        search=SearchDefaults(lists=lists, margin=MOST_MARGIN, rerank=0),
+        statistics=_list_statistics(session.store, partitions, built, planned=len(layout.heads)),
     )
+
+
+def _partition_tree(
+    session: Session, plan: Plan, documents: DocumentFiles, source: VectorSource
+) -> PartitionTree:
+    """Cuts by the workload, if there is one."""
+    config, schema = session.config, arrow_schema(plan.attributes)
+    if config.layout.workload is None or not documents.vectors:
+        return PartitionTree()
+    with session.timed("train"):
+        workload = read_workload(config.layout.workload, config.storage, schema)
+    if workload.unreadable:
+        structlog.get_logger().warning(
+            "workload_filters_set_aside", share=round(workload.unreadable, 4), first=workload.reason
+        )
+    limits = limits_for(
+        config.serving.storage,
+        rows=documents.vectors,
+        min_rows=config.layout.min_partition_rows,
+        max_partitions=config.layout.max_partitions,
+    )
+    inputs = {"texts": documents.texts, "attributes": plan.attributes, "workload": workload.fingerprint}
+    call = partial(cut_partitions, source=source, workload=workload, limits=limits)
+    (grown,) = session.outputs("train", [Task("partitions", inputs | {"limits": asdict(limits)}, call)])
+    return read_partition_tree(session.store, grown.files["tree"], schema)
+
+
+def _finished(
+    store: Store, built: Sequence[Built], layout: Layout, codes: CodesInfo, plan: Plan, *, space: str
+) -> tuple[list[Partition], FileRef | None]:
+    """Partitions that have rows, the first in any case, and what is known of their attributes, if they are several."""
+    tree, partitions, settled = layout.partition_tree, [], []
+    for number, (first, stop) in enumerate(pairwise(layout.first_segments.tolist())):
+        own = built[first:stop]
+        if number and not any(one.settled.numbers["rows"] for one in own):
+            continue
+        path = tree.readable_path(number) if tree.cuts else ""
+        partitions.append(finish_partition(store, own, codes, space=space, partition_id=number, path=path))
+        settled.append([one.settled for one in own])
+    if not tree.cuts:
+        return partitions, None
+    return partitions, describe_partitions(store, partitions, settled, tree, plan.attributes)
 
 
 def _with_graph(session: Session, partition: Partition) -> Partition:
@@ -155,7 +217,7 @@ def _segments(
     sizes = np.array([output.files["vectors"].rows for output in settled])
     shared = {
         "entries": entries,
-        "first_rows": tuple((np.cumsum(sizes) - sizes).tolist()),
+        "places": SegmentPlaces.of(sizes, layout.first_segments),
         "binarizer_file": card,
         "rows_per_list": layout.rows_per_list,
     }
@@ -173,7 +235,11 @@ def _segments(
 
 
 def _layout(
-    session: Session, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+    session: Session,
+    documents: DocumentFiles,
+    source: VectorSource,
+    encoder: EncoderInForce,
+    partition_tree: PartitionTree,
 ) -> tuple[tuple[FileRef, ...], Layout]:
     """The first level in one task, the second by groups of branches, then rounds over all heads.
 
@@ -181,9 +247,10 @@ def _layout(
         Files of branches and heads, which determine the tree, and the layout.
     """
     config = session.config
-    trunk = session.outputs("train", [_trunk_task(config, documents, source, encoder)])[0]
+    task = _trunk_task(config, documents, source, encoder, partition_tree)
+    trunk = session.outputs("train", [task])[0]
     branches = trunk.files["branches"]
-    cut = _cut(session, documents, source, encoder, branches)
+    cut = _cut(session, documents, source, encoder, branches, partition_tree)
     grown = _grow(session, branches, cut, groups=int(trunk.numbers["groups"]))
     heads = tuple(output.files["heads"] for output in grown)
     samples = tuple(output.files["sample"] for output in grown)
@@ -196,11 +263,17 @@ def _layout(
         ]
         heads = tuple(output.files["heads"] for output in session.outputs("train", snap))
     with session.timed("train"):
+        tree = read_tree(session.store, branches, heads)
         return (branches, *heads), Layout(
-            grown=read_tree(session.store, branches, heads),
+            grown=tree,
             segments=segments_of(
-                session.store, heads, num_vectors=documents.vectors, segment_rows=config.layout.segment_rows
+                session.store,
+                heads,
+                tree.of_list,
+                num_vectors=documents.vectors,
+                segment_rows=config.layout.segment_rows,
             ),
+            partition_tree=partition_tree,
             rows_per_list=config.layout.rows_per_list,
             max_replicas=config.layout.max_replicas,
             real_heads=config.layout.heads == "vectors",
@@ -214,6 +287,7 @@ def _cut(
     source: VectorSource,
     encoder: EncoderInForce,
     branches: FileRef,
+    partition_tree: PartitionTree,
 ) -> tuple[FileRef, ...]:
     """The second sample, by group of branches."""
     share = grown_rows(documents.vectors, session.config.layout) / documents.vectors
@@ -221,9 +295,15 @@ def _cut(
         "texts": digest(documents.texts),
         "encoder": encoder.fingerprint,
         "branches": branches,
+        "partitions": partition_tree.nodes,
         "share": share,
     }
-    shared: dict[str, Any] = {"source": source, "branches": branches, "share": share}
+    shared: dict[str, Any] = {
+        "source": source,
+        "branches": branches,
+        "partition_tree": partition_tree,
+        "share": share,
+    }
     sampled = min(source.cache.buckets, math.ceil(share * source.cache.buckets))
     cuts = _of_buckets("cut", inputs, cut_sample, shared, source, sampled)
     return tuple(output.files["sample"] for output in session.outputs("train", cuts))
@@ -298,7 +378,11 @@ def _of_buckets(
 
 
 def _trunk_task(
-    config: SizedConfig, documents: DocumentFiles, source: VectorSource, encoder: EncoderInForce
+    config: SizedConfig,
+    documents: DocumentFiles,
+    source: VectorSource,
+    encoder: EncoderInForce,
+    partition_tree: PartitionTree,
 ) -> Task:
     """The first level of the heads' tree, on the first sample."""
     arguments: dict[str, Any] = {
@@ -307,15 +391,23 @@ def _trunk_task(
         "num_vectors": documents.vectors,
         "layout": config.layout,
     }
-    inputs = {"texts": documents.texts, "encoder": encoder.fingerprint, "condemned": source.condemned}
-    return Task("train", {**inputs, **arguments}, partial(train_index, source=source, **arguments))
+    inputs = {
+        "texts": documents.texts,
+        "encoder": encoder.fingerprint,
+        "condemned": source.condemned,
+        "partitions": partition_tree.nodes,
+    }
+    call = partial(train_index, source=source, partition_tree=partition_tree, **arguments)
+    return Task("train", {**inputs, **arguments}, call)
 
 
 def _list_statistics(
-    store: Store, partition: Partition, built: Sequence[Built], *, planned: int
+    store: Store, partitions: Sequence[Partition], built: Sequence[Built], *, planned: int
 ) -> dict[str, float]:
     """How even the lists are: with copies and, as `primaries`, without. `planned`: lists before any was split."""
-    directory = read_columns(store, partition.directory.path, ["num_entries", "num_primaries"])
+    columns = ["num_entries", "num_primaries"]
+    directory = pa.concat_tables([read_columns(store, one.directory.path, columns) for one in partitions])
+    rows = sum(one.rows for one in partitions)
     found = {"lists": float(directory.num_rows)}
     for name, column in (("list_rows", "num_entries"), ("primaries", "num_primaries")):
         sizes = directory[column].to_numpy()
@@ -329,7 +421,7 @@ def _list_statistics(
     return found | {
         "lists_split": float(split),
         "lists_without_vectors": float(planned - made + split),
-        "replicas_per_vector": float(directory["num_entries"].to_numpy().sum() / partition.rows),
+        "replicas_per_vector": float(directory["num_entries"].to_numpy().sum() / rows),
         "replicas_dropped": float(sum(one.built.numbers["dropped"] for one in built)),
     }
 

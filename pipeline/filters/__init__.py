@@ -1,11 +1,11 @@
 """WHERE texts as values: parsed, type-checked against the attributes, evaluated with three-valued logic.
 
 The grammar and its reading are in `sql`, the normal form and the canonical text in `predicates`, the
-evaluation on tables in `evaluation`. Which files can hold a matching row is the concern of the index.
+evaluation on tables in `evaluation`, and in `regions` whether rows of which little is known can pass at all.
 """
 
 from pipeline.filters.evaluation import evaluate
-from pipeline.filters.parsing import Filter, parse_filter
+from pipeline.filters.parsing import Filter, filter_of, parse_filter
 from pipeline.filters.predicates import (
     Comparison,
     Conjunction,
@@ -17,12 +17,16 @@ from pipeline.filters.predicates import (
     Predicate,
     Truth,
     Value,
+    all_of,
+    any_of,
     columns_of,
     negate,
     to_sql,
 )
+from pipeline.filters.regions import Atom, Region, Values, atoms_of
 
 __all__ = [
+    "Atom",
     "Comparison",
     "Conjunction",
     "Disjunction",
@@ -32,10 +36,16 @@ __all__ = [
     "NullTest",
     "Operator",
     "Predicate",
+    "Region",
     "Truth",
     "Value",
+    "Values",
+    "all_of",
+    "any_of",
+    "atoms_of",
     "columns_of",
     "evaluate",
+    "filter_of",
     "negate",
     "parse_filter",
     "to_sql",

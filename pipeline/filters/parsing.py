@@ -7,7 +7,7 @@ import pyarrow as pa
 from pipeline.filters.attributes import Scope
 from pipeline.filters.predicates import Predicate, columns_of, to_sql
 
-__all__ = ["Filter", "parse_filter"]
+__all__ = ["Filter", "filter_of", "parse_filter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +45,9 @@ def parse_filter(text: str, attributes: pa.Schema) -> Filter:
     from pipeline.filters.sql import read_predicate
 
     predicate = read_predicate(Scope(text, attributes))
+    return filter_of(predicate)
+
+
+def filter_of(predicate: Predicate) -> Filter:
+    """A filter of a predicate that fits the attributes."""
     return Filter(to_sql(predicate), tuple(sorted(columns_of(predicate))), predicate)

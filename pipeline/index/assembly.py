@@ -7,7 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.binarization import Binarizer, binarize, rotate_queries, score
-from pipeline.clustering import charged_lists, near_heads, pair_distances
+from pipeline.clustering import charged_lists, pair_distances
 from pipeline.index.training import Layout
 from pipeline.postings import MOST, kept_entries, longest_list, replicas_of, split_rows
 from pipeline.schemas import COPY_DISTANCE, COPY_LIST, DISTANCE, LIST_NO, PART, lists_schema
@@ -84,7 +84,7 @@ def place_rows(
     Returns:
         (n) rows of `placed_schema`.
     """
-    near = near_heads(vectors, layout.grown.tree, PLACED_AMONG)
+    near = layout.grown.near(vectors, layout.partition_tree.assign(rows), PLACED_AMONG)
     primary = charged_lists(near, layout.grown.prices.now)
     copies = replicas_of(near, primary, layout.heads, max_replicas=layout.max_replicas)
     codes = binarize(binarizer, vectors)

@@ -23,7 +23,15 @@ from pipeline.index.training import (
     train_branch,
     train_trunk,
 )
-from pipeline.index.vectors import VectorSource, iterate_vectors, sample_vectors
+from pipeline.index.vectors import VectorSource, iterate_vectors, sample_by_partition
+from pipeline.partitioning import (
+    SAMPLE_ROWS,
+    PartitionTree,
+    TreeLimits,
+    Workload,
+    grow_tree,
+    write_partition_tree,
+)
 from pipeline.schemas import heads_schema
 from pipeline.storage import Store
 from pipeline.tables import (
@@ -38,6 +46,7 @@ from pipeline.tables import (
 )
 
 __all__ = [
+    "cut_partitions",
     "cut_sample",
     "grow_branches",
     "members_of",
@@ -50,10 +59,31 @@ __all__ = [
 ]
 
 
+def cut_partitions(
+    store: Store, source: VectorSource, *, workload: Workload, limits: TreeLimits
+) -> StageOutput:
+    """Grow the tree of partitions on the attributes of a sample.
+
+    Returns:
+        File `tree`; numbers `partitions`, `sampled`.
+    """
+    columns = ["text_hash", "vector_id", *source.schema.names]
+    sample = pa.concat_tables([read_bucket(store, ref.path, 0, columns) for ref in source.texts]).slice(0, 0)
+    for bucket in range(source.cache.buckets):
+        if sample.num_rows < SAMPLE_ROWS:
+            rows = pa.concat_tables([read_bucket(store, ref.path, bucket, columns) for ref in source.texts])
+            rows = rows.sort_by([("text_hash", "ascending"), ("vector_id", "ascending")])
+            sample = pa.concat_tables([sample, rows.slice(0, SAMPLE_ROWS - sample.num_rows)])
+    tree = grow_tree(sample, workload, limits)
+    numbers = {"partitions": tree.num_partitions, "sampled": sample.num_rows}
+    return StageOutput(files={"tree": write_partition_tree(store, tree)}, numbers=numbers)
+
+
 def train_index(
     store: Store,
     source: VectorSource,
     *,
+    partition_tree: PartitionTree,
     num_vectors: int,
     sample_rows: int,
     layout: SizedLayout,
@@ -62,14 +92,20 @@ def train_index(
     """Train the first level of the heads' tree on a sample.
 
     Returns:
-        File `branches` (scratch: centroids, lists to make in each, groups); numbers `branches`, `groups`.
+        File `branches` (scratch: centroids, lists to make in each, groups, partitions); numbers `branches`, `groups`.
     """
-    sample = sample_vectors(store, source, sample_rows)
-    trunk = train_trunk(sample, num_vectors=num_vectors, layout=layout, seed=seed)
-    schema = _numbered_heads(source.cache.dims, pa.int32(), "lists", "group")
-    table = pa.table(
-        [vector_array(trunk.branches), pa.array(trunk.lists), pa.array(trunk.groups)], schema=schema
+    sample, partitions = sample_by_partition(store, source, sample_rows, partition_tree)
+    trunk = train_trunk(
+        sample,
+        partitions,
+        num_partitions=partition_tree.num_partitions,
+        num_vectors=num_vectors,
+        layout=layout,
+        seed=seed,
     )
+    schema = _numbered_heads(source.cache.dims, pa.int32(), "lists", "group", "partition")
+    numbers = [pa.array(column) for column in (trunk.lists, trunk.groups, trunk.partitions)]
+    table = pa.table([vector_array(trunk.branches), *numbers], schema=schema)
     return StageOutput(
         files={"branches": write_table(store, "scratch/branches", schema, [table])},
         numbers={"branches": len(trunk.branches), "groups": int(trunk.groups.max()) + 1},
@@ -82,15 +118,22 @@ def _numbered_heads(dims: int, kind: pa.DataType, *names: str) -> pa.Schema:
 
 
 def cut_sample(
-    store: Store, source: VectorSource, bucket: int, branches: FileRef, *, share: float
+    store: Store,
+    source: VectorSource,
+    bucket: int,
+    branches: FileRef,
+    partition_tree: PartitionTree,
+    *,
+    share: float,
 ) -> StageOutput:
-    """Cut the sample rows of one bucket by the group of their nearest branch.
+    """Cut the sample rows of one bucket by the group of the nearest branch of their partition.
 
     Args:
         store: The root.
         source: Live documents and their vectors.
         bucket: Bucket of text hashes.
         branches: File of `train_index`.
+        partition_tree: Tells rows their partition.
         share: In (0, 1].
 
     Returns:
@@ -98,6 +141,7 @@ def cut_sample(
     """
     table = read_columns(store, branches.path)
     centroids, groups = to_matrix(table["head"]).astype(np.float32), table["group"].to_numpy()
+    edges = np.searchsorted(table["partition"].to_numpy(), np.arange(partition_tree.num_partitions + 1))
     element = pa.field("element", pa.float16(), nullable=False)
     schema = pa.schema(
         [
@@ -107,14 +151,29 @@ def cut_sample(
     )
     pieces = [schema.empty_table()]
     for rows, vectors in iterate_vectors(store, source, bucket):
-        kept = vectors[_hash_shares(rows["text_hash"]) < share]
-        if not len(kept):
+        count = int((_hash_shares(rows["text_hash"]) < share).sum())
+        if not count:
             break  # rows come in the order of their hashes
-        numbers = pa.array(clustering.assign(kept, centroids)[0])
-        pieces.append(pa.table([numbers, vector_array(kept.astype(np.float16))], schema=schema))
+        kept = vectors[:count]
+        numbers = _nearest_branches(kept, partition_tree.assign(rows.slice(0, count)), centroids, edges)
+        pieces.append(pa.table([pa.array(numbers), vector_array(kept.astype(np.float16))], schema=schema))
     sample = pa.concat_tables(pieces)
     ref = write_bucketed(store, "scratch/samples", sample, groups[sample["branch"].to_numpy()])
     return StageOutput(files={"sample": ref}, numbers={"rows": ref.rows})
+
+
+def _nearest_branches(
+    vectors: NDArray[np.float32],
+    partitions: NDArray[np.int32],
+    centroids: NDArray[np.float32],
+    edges: NDArray[np.int64],
+) -> NDArray[np.int32]:
+    """(n,) the branch of each vector, of those of its partition: `edges[p]` is the first of partition p."""
+    found = np.empty(len(vectors), np.int32)
+    for number in np.unique(partitions):
+        own, first = partitions == number, int(edges[number])
+        found[own] = clustering.assign(vectors[own], centroids[first : edges[number + 1]])[0] + first
+    return found
 
 
 def _hash_shares(hashes: pa.ChunkedArray) -> NDArray[np.float64]:
@@ -162,10 +221,11 @@ def grow_branches(
         grown.append(train_branch(rows, centroids[branch], num_lists=int(wanted[branch]), seed=int(drawn)))
     starts = np.concatenate([[0], np.cumsum([len(heads) for heads in grown])])
     heads = np.concatenate(grown)
-    tree = GrownTree(HeadTree.of(heads, centroids[own], starts), Prices.none(len(heads)))
+    partitions = table["partition"].to_numpy()
+    tree = GrownTree(HeadTree.of(heads, centroids[own], starts), Prices.none(len(heads)), partitions[own])
     held = np.zeros(len(heads), np.int64)
     if rounds:
-        tree, held = _rounds(tree, vectors.astype(np.float32), rounds)
+        tree, held = _rounds(tree, vectors.astype(np.float32), partitions[of_row], rounds)
     numbers = np.repeat(own, np.diff(starts))
     files = {
         "heads": _write_heads(store, tree.tree.heads, tree.prices, numbers, held),
@@ -175,12 +235,12 @@ def grow_branches(
 
 
 def _rounds(
-    grown: GrownTree, vectors: NDArray[np.float32], rounds: int
+    grown: GrownTree, vectors: NDArray[np.float32], partitions: NDArray[np.integer], rounds: int
 ) -> tuple[GrownTree, NDArray[np.int64]]:
     mean_rows = max(len(vectors), 1) / len(grown.tree.heads)
     held = np.zeros(len(grown.tree.heads), np.int64)
     for _ in range(rounds):
-        members = sort_into_lists(vectors, grown)
+        members = sort_into_lists(vectors, partitions, grown)
         held = members.over(0, len(held)).rows
         grown = after_round(grown, members, mean_rows=mean_rows)
     return grown, held
@@ -226,10 +286,12 @@ def read_tree(store: Store, branches: FileRef, heads: Sequence[FileRef]) -> Grow
     # Byte ranges instead of decoding: a decoded column of a million heads takes five times their size for a moment.
     vectors = np.concatenate([RawFile(store, ref, ["head"]).read_all("head") for ref in heads])
     table = pa.concat_tables([read_columns(store, ref.path, ["branch", "price", "base"]) for ref in heads])
-    centroids = to_matrix(read_columns(store, branches.path, ["head"])["head"]).astype(np.float32)
+    trunk = read_columns(store, branches.path, ["head", "partition"])
+    centroids = to_matrix(trunk["head"]).astype(np.float32)
     starts = np.searchsorted(table["branch"].to_numpy(), np.arange(len(centroids) + 1))
     prices = Prices(table["price"].to_numpy(), table["base"].to_numpy())
-    return GrownTree(HeadTree.of(vectors.view(np.float32), centroids, starts), prices)
+    tree = HeadTree.of(vectors.view(np.float32), centroids, starts)
+    return GrownTree(tree, prices, trunk["partition"].to_numpy())
 
 
 def sort_sample(
@@ -250,8 +312,9 @@ def sort_sample(
         File `members`: list_no, rows, gap, total, of lists that hold any, cut by group; numbers `lists_of_GROUP`, of each
         group that has any of them.
     """
-    vectors = _vectors_of(read_columns(store, sample.path))
-    members = sort_into_lists(vectors.astype(np.float32), grown)
+    table = read_columns(store, sample.path)
+    partitions = grown.partitions[table["branch"].to_numpy()]
+    members = sort_into_lists(_vectors_of(table).astype(np.float32), partitions, grown)
     columns = [
         pa.array(members.lists, pa.int32()),
         pa.array(members.rows, pa.int32()),
@@ -341,13 +404,19 @@ def snap_heads(store: Store, sample: FileRef, heads: FileRef) -> StageOutput:
 
 
 def segments_of(
-    store: Store, heads: Sequence[FileRef], *, num_vectors: int, segment_rows: int
+    store: Store,
+    heads: Sequence[FileRef],
+    partitions: NDArray[np.integer],
+    *,
+    num_vectors: int,
+    segment_rows: int,
 ) -> NDArray[np.int32]:
-    """Cut the lists into segments.
+    """Cut the lists of each partition into segments.
 
     Args:
         store: The root.
         heads: Files of the last round, in the order of the groups.
+        partitions: (num_lists,) of each list, rising from 0 without gaps.
         num_vectors: Vectors of the corpus.
         segment_rows: Rows of a segment, about.
 
@@ -356,4 +425,8 @@ def segments_of(
     """
     sizes = np.concatenate([read_columns(store, ref.path, ["sample_rows"])["sample_rows"] for ref in heads])
     expected = sizes * (num_vectors / max(int(sizes.sum()), 1))
-    return postings.segments_of_lists(expected, segment_rows)
+    found, first = [], 0
+    for own in np.split(expected, np.flatnonzero(np.diff(partitions)) + 1):
+        found.append(postings.segments_of_lists(own, segment_rows) + np.int32(first))
+        first = int(found[-1][-1]) + 1
+    return np.concatenate(found)

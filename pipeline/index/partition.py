@@ -1,10 +1,14 @@
-"""One partition opened for search: heads and directory in memory, posting lists and vectors by byte range."""
+"""One partition opened for search: heads and directory in memory, posting lists and vectors by byte range.
+
+What reads byte ranges is a generator: it yields what it wants, gets that, and returns what it makes of it, so that
+`in_one_round` can read for many partitions together.
+"""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +26,29 @@ from pipeline.schemas import VECTOR_ID, made_by
 from pipeline.storage import RangeRead, Store, side_by_side
 from pipeline.tables import RawFile, is_as_written, read_columns
 
-__all__ = ["PartitionReader", "nearest_lists"]
+__all__ = ["Numbered", "PartitionReader", "Reading", "in_one_round", "nearest_lists", "numbered"]
+
+T = TypeVar("T")
+Ranges = list[tuple[int, int]]
+Reading = Generator[Sequence[tuple[str, Ranges]], Sequence[RangeRead], T]
+"""Yields ranges of files once, gets their bytes, returns what they are."""
+
+
+def in_one_round(store: Store, readings: Sequence[Reading[T]]) -> list[T]:
+    """What several readings return; all that they want is read together."""
+    wanted = [next(one) for one in readings]
+    fetched = iter(store.read_many([ranges for own in wanted for ranges in own]))
+    return [_sent(one, [next(fetched) for _ in own]) for one, own in zip(readings, wanted, strict=True)]
+
+
+def _sent(reading: Reading[T], fetched: Sequence[RangeRead]) -> T:
+    try:
+        reading.send(fetched)
+    except StopIteration as done:
+        found: T = done.value
+        return found
+    raise RuntimeError("a reading asked twice")
+
 
 HEAD_TO_VECTOR = 2
 """Bytes of a float32 head to those of a float16 vector."""
@@ -156,19 +182,20 @@ class PartitionReader:
     Args:
         store: The root.
         partition: As the manifest records it.
+        binarizer: Of its codes, if it has been loaded.
 
     Raises:
         CorruptArtifactError: The bytes of the binarizer are not the recorded ones.
         IncompatibleModelsError: Heads or codes are of another space or binarizer than the partition.
     """
 
-    def __init__(self, store: Store, partition: Partition) -> None:
+    def __init__(self, store: Store, partition: Partition, binarizer: Binarizer | None = None) -> None:
         self._store = store
         self._heads = RawFile(store, partition.heads, ["head"], made_by(partition.space))
         self.num_lists = partition.heads.rows
         self.graph = _read_graph(store, partition.head_graph) if partition.head_graph is not None else None
         self.directory = Directory(read_columns(store, partition.directory.path))
-        self.binarizer: Binarizer = load_binarizer(
+        self.binarizer: Binarizer = binarizer or load_binarizer(
             store, partition.codes.binarizer, dims=self._heads.width("head") // 4
         )
         self._segments = [_SegmentReader(store, segment, partition) for segment in partition.segments]
@@ -202,15 +229,6 @@ class PartitionReader:
     def distances(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """(q, lists) squared distances of queries to all heads."""
         return head_distances(queries, self.heads, self._squares)
-
-    def nearest(
-        self, queries: NDArray[np.float32], count: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Numbers and squared distances of the `count` lists nearest to each query by their heads, nearest first."""
-        count = min(count, self.num_lists)
-        if self.graph is not None:
-            return self.graph.nearest(queries, count)
-        return nearest_heads(self.distances(queries), count)
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -255,12 +273,14 @@ class PartitionReader:
 
     def pieces(self, lists: NDArray[np.int64]) -> list[Entries]:
         """Entries of each of some posting lists, all read in one round."""
+        return in_one_round(self._store, [self.reading_lists(lists)])[0]
+
+    def reading_lists(self, lists: NDArray[np.int64]) -> Reading[list[Entries]]:
+        """Entries of each of some posting lists."""
         rows = self.directory.rows_of(lists)
         of_row = self.directory["segment"][rows]
         parts = [(self._segments[int(no)].lists, np.flatnonzero(of_row == no)) for no in np.unique(of_row)]
-        fetched = self._store.read_many(
-            [(file.path, file.ranges(self.directory, rows[here])) for file, here in parts]
-        )
+        fetched = yield [(file.path, file.ranges(self.directory, rows[here])) for file, here in parts]
         found: dict[int, Entries] = {}
         for (file, here), data in zip(parts, fetched, strict=True):
             found.update(zip(here.tolist(), file.entries(self.directory, rows[here], data), strict=True))
@@ -312,16 +332,19 @@ class PartitionReader:
 
     def values(self, columns: Sequence[str], rows: NDArray[np.int64]) -> list[NDArray[np.uint8]]:
         """Some of `vector_id` and `embedding` of rising rows, at least one, as (n, width) bytes; read in one round."""
+        return in_one_round(self._store, [self.reading_values(columns, rows)])[0]
+
+    def reading_values(
+        self, columns: Sequence[str], rows: NDArray[np.int64]
+    ) -> Reading[list[NDArray[np.uint8]]]:
+        """Some of `vector_id` and `embedding` of rising rows, at least one, as (n, width) bytes."""
         wanted = [(name, no, own) for name in columns for no, own in self._by_segment(rows)]
-        fetched = iter(
-            self._fetch(
-                [
-                    (no, self._value_ranges(name, no, own))
-                    for name, no, own in wanted
-                    if self._segments[no].decoded is None
-                ]
-            )
-        )
+        raw = [
+            (no, self._value_ranges(name, no, own))
+            for name, no, own in wanted
+            if self._segments[no].decoded is None
+        ]
+        fetched = iter(self._counted(raw, (yield self._files_of(raw))))
         found: dict[str, list[NDArray[np.uint8]]] = {name: [] for name in columns}
         for name, no, own in wanted:
             decoded = self._segments[no].decoded
@@ -332,11 +355,12 @@ class PartitionReader:
                 found[name].append(np.frombuffer(data, np.uint8).reshape(len(own), -1))
         return [np.concatenate(found[name]) for name in columns]
 
-    def doc_ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """Names of the documents of rising rows, read in one round."""
+    def reading_doc_ids(self, rows: NDArray[np.int64]) -> Reading[list[str]]:
+        """Names of the documents of rising rows."""
         parts = self._by_segment(rows)
         runs = {no: self._runs(no, own) for no, own in parts if self._segments[no].decoded is None}
-        fetched = dict(zip(runs, self._fetch([(no, run.ranges) for no, run in runs.items()]), strict=True))
+        raw = [(no, run.ranges) for no, run in runs.items()]
+        fetched = dict(zip(runs, self._counted(raw, (yield self._files_of(raw))), strict=True))
         names: list[str] = []
         for no, own in parts:
             if no not in runs:
@@ -346,12 +370,17 @@ class PartitionReader:
                 names += _strings(data, places)
         return names
 
-    def _fetch(self, wanted: Sequence[tuple[int, list[tuple[int, int]]]]) -> list[RangeRead]:
-        """Bytes of vectors files, by number of segment."""
-        found = self._store.read_many([(self._segments[no].path, ranges) for no, ranges in wanted])
-        for (no, _), one in zip(wanted, found, strict=True):
+    def _files_of(self, wanted: Sequence[tuple[int, Ranges]]) -> list[tuple[str, Ranges]]:
+        """Ranges of vectors files instead of segments."""
+        return [(self._segments[no].path, ranges) for no, ranges in wanted]
+
+    def _counted(
+        self, wanted: Sequence[tuple[int, Ranges]], fetched: Sequence[RangeRead]
+    ) -> Sequence[RangeRead]:
+        """What was fetched, its cost added to the segments'."""
+        for (no, _), one in zip(wanted, fetched, strict=True):
             self._segments[no].count(one)
-        return found
+        return fetched
 
     def _value_ranges(self, column: str, segment: int, rows: NDArray[np.int64]) -> list[tuple[int, int]]:
         here, firsts = self._primaries[segment]
@@ -383,8 +412,31 @@ class PartitionReader:
         return found
 
 
+class Numbered(NamedTuple):
+    """One of several partitions."""
+
+    number: int
+    """Of the partition among all of the index."""
+    part: PartitionReader
+    first: int
+    """Number of its first list where lists are numbered through these partitions, one after the other."""
+
+    def own(self, lists: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(n,) which of some lists, numbered through, are of this partition."""
+        return (lists >= self.first) & (lists < self.first + self.part.num_lists)
+
+
+def numbered(partitions: Iterable[tuple[int, PartitionReader]]) -> list[Numbered]:
+    """Partitions by their numbers, with their first lists."""
+    found: list[Numbered] = []
+    for number, part in partitions:
+        first = found[-1].first + found[-1].part.num_lists if found else 0
+        found.append(Numbered(number, part, first))
+    return found
+
+
 def nearest_lists(
-    partitions: Sequence[PartitionReader], queries: NDArray[np.float32], rule: Probing
+    partitions: Sequence[Numbered], queries: NDArray[np.float32], rule: Probing
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """Lists of each query by the rule; the heads of all partitions rank together.
 
@@ -394,17 +446,31 @@ def nearest_lists(
         rule: Which lists are probed.
 
     Returns:
-        Of each query (p,) int64 lists, nearest first, and (p,) float32 squared distances to their heads. Lists are numbered
-        through: those of a partition follow on those of the partitions before it.
+        Of each query (p,) int64 lists, numbered through, nearest first, and (p,) float32 squared distances to their heads.
     """
-    numbers, apart, first = [], [], 0
-    for part in partitions:
-        near, distances = part.nearest(queries, rule.lists)
-        numbers.append(np.where(near >= 0, near + first, near))
+    numbers, apart = [], []
+    for one in partitions:
+        if one.part.graph is not None:
+            near, distances = one.part.graph.nearest(queries, min(rule.lists, one.part.num_lists))
+            numbers.append(np.where(near >= 0, near + one.first, near))
+            apart.append(distances)
+    measured = [one for one in partitions if one.part.graph is None]
+    if measured:
+        near, distances = _nearest_measured(measured, queries, rule.lists)
+        numbers.append(near)
         apart.append(distances)
-        first += part.num_lists
     found = []
     for lists, distances in zip(np.hstack(numbers), np.hstack(apart), strict=True):
         chosen = select_lists(distances, rule)
         found.append((lists[chosen], distances[chosen]))
     return found
+
+
+def _nearest_measured(
+    partitions: Sequence[Numbered], queries: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(q, count) nearest lists, numbered through, of partitions all of whose heads are measured, and their distances."""
+    distances = np.hstack([one.part.distances(queries) for one in partitions])
+    near, apart = nearest_heads(distances, min(count, distances.shape[1]))
+    lists = np.concatenate([one.first + np.arange(one.part.num_lists) for one in partitions])
+    return lists[near], apart

@@ -8,8 +8,9 @@ rounds of I/O. Importing this module loads neither torch nor ray; an encoder is 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from functools import cached_property
+from itertools import chain, groupby, islice
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +24,19 @@ from pipeline.artifacts import (
     arrow_schema,
     parse_model,
 )
-from pipeline.binarization import rotate_queries
+from pipeline.binarization import Binarizer, rotate_queries
 from pipeline.config import EncoderConfig, StorageConfig
 from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError
-from pipeline.filters import Filter, parse_filter
+from pipeline.filters import Filter, Region, parse_filter
 from pipeline.index.lists import Entries
-from pipeline.index.partition import PartitionReader, nearest_lists
+from pipeline.index.partition import (
+    Numbered,
+    PartitionReader,
+    Reading,
+    in_one_round,
+    nearest_lists,
+    numbered,
+)
 from pipeline.index.scoring import (
     Candidates,
     RunningBest,
@@ -37,7 +45,7 @@ from pipeline.index.scoring import (
     borders,
     groups_of_lists,
 )
-from pipeline.partitioning import route
+from pipeline.partitioning import read_regions
 from pipeline.postings import MOST_MARGIN, WANTED, Probing, select_lists
 from pipeline.schemas import VECTOR_ID
 from pipeline.spaces import GIVEN_MODEL, EncoderIdentity, check_same_space
@@ -143,6 +151,7 @@ class IndexReader:
         self.attributes = arrow_schema(manifest.attributes)
         self._store = store
         self._opened: dict[int, PartitionReader] = {}
+        self._binarizers: dict[str, Binarizer] = {}
         self._one_each = manifest.num_documents == sum(part.rows for part in manifest.partitions)
 
     def open(self) -> None:
@@ -188,19 +197,33 @@ class IndexReader:
             stats = stats.plus(block.stats())
         return SearchResult(tuple(hits), stats)
 
-    def partitions(self) -> list[PartitionReader]:
-        """All of them, opened."""
-        return self._route(None)
+    def partitions(self, where: Filter | None = None) -> list[Numbered]:
+        """Those that may hold a row passing a filter, opened and numbered by their place in the manifest; all if None."""
+        reached = [
+            (number, self._reader(partition))
+            for number, partition in enumerate(self.manifest.partitions)
+            if where is None or self._may_hold(partition, where)
+        ]
+        return numbered(reached)
+
+    def _may_hold(self, partition: Partition, where: Filter) -> bool:
+        region = self._regions.get(partition.partition_id)
+        return region is None or region.may_hold(where.predicate)
+
+    @cached_property
+    def _regions(self) -> dict[int, Region]:
+        table = self.manifest.partition_table
+        return {} if table is None else read_regions(self._store, table, self.manifest.cuts, self.attributes)
 
     def _block(self, queries: NDArray[np.float32], k: int, where: Filter | None) -> "_Block":
-        return _Block(self._route(where), queries, k, where, one_each=self._one_each)
-
-    def _route(self, where: Filter | None) -> list[PartitionReader]:
-        return [self._reader(partition) for partition in route(self.manifest.partitions, where)]
+        return _Block(self._store, self.partitions(where), queries, k, where, one_each=self._one_each)
 
     def _reader(self, partition: Partition) -> PartitionReader:
         if partition.partition_id not in self._opened:
-            self._opened[partition.partition_id] = PartitionReader(self._store, partition)
+            folder = partition.codes.binarizer
+            opened = PartitionReader(self._store, partition, self._binarizers.get(folder))
+            self._binarizers[folder] = opened.binarizer
+            self._opened[partition.partition_id] = opened
         return self._opened[partition.partition_id]
 
 
@@ -223,9 +246,36 @@ def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> 
     return queries / norms
 
 
+T = TypeVar("T")
 NOTHING = Candidates(np.zeros(0, np.int64), np.zeros(0, np.float32))
+NO_KEYS = np.zeros((0, VECTOR_ID.byte_width), np.uint8)
 ROW_MASK = 0xFFFFFFFF
 """Of a place: partition << 32 | row."""
+
+
+class _Group(NamedTuple):
+    """Lists of one partition that the same queries probe."""
+
+    number: int
+    """Of the partition."""
+    lists: NDArray[np.int64]
+    members: NDArray[np.int64]
+    """The queries."""
+    entries: int
+
+
+class _Rotated:
+    """Queries as codes are scored with them, by binarizer; each is reckoned once."""
+
+    def __init__(self, queries: NDArray[np.float32]) -> None:
+        self._queries = queries
+        self._found: dict[int, NDArray[np.float32]] = {}
+
+    def by(self, binarizer: Binarizer) -> NDArray[np.float32]:
+        key = id(binarizer)
+        if key not in self._found:
+            self._found[key] = rotate_queries(binarizer, self._queries)
+        return self._found[key]
 
 
 class _Block:
@@ -233,7 +283,8 @@ class _Block:
 
     def __init__(
         self,
-        partitions: list[PartitionReader],
+        store: Store,
+        partitions: list[Numbered],
         queries: NDArray[np.float32],
         k: int,
         where: Filter | None,
@@ -242,7 +293,8 @@ class _Block:
     ) -> None:
         self._queries, self._k, self._where = queries, k, where
         self._one_each = one_each
-        self._partitions = partitions
+        self._store, self._partitions = store, partitions
+        self._part_of = {one.number: one.part for one in partitions}
         self._bytes, self._requests = self._read_so_far()
         self._probed = self._scanned = self._reranked = self._rounds = 0
 
@@ -262,10 +314,12 @@ class _Block:
     def approximate(self, rule: Probing, rerank: int) -> list[list[Hit]]:
         """Heads, lists, re-rank; deeper for the queries that got fewer documents than there are (chunks, filters)."""
         total = self._matching()
+        if not total:
+            return [[] for _ in self._queries]
         depth = max(rerank, self._k)
         if self._where is not None and rerank > 0 and total <= max(FILTERED_ROWS, depth):
             return self.exact()
-        passing = np.concatenate([part.rows_by_list(self._where) for part in self._partitions])
+        passing = np.concatenate([one.part.rows_by_list(self._where) for one in self._partitions])
         hits: list[list[Hit]] = [[] for _ in self._queries]
         short = np.arange(len(self._queries))
         while len(short):
@@ -286,7 +340,7 @@ class _Block:
     def exact(self) -> list[list[Hit]]:
         """Score every passing row with its float16 vector; the running best are one row per document."""
         best = RunningBest(len(self._queries), self._k)
-        for number, part in enumerate(self._partitions):
+        for number, part in self._part_of.items():
             rows = np.arange(part.rows) if self._where is None else np.flatnonzero(part.mask(self._where))
             for start in range(0, len(rows), EXACT_BLOCK_ROWS):
                 block = rows[start : start + EXACT_BLOCK_ROWS]
@@ -300,8 +354,8 @@ class _Block:
     def _matching(self) -> int:
         """Rows that pass."""
         if self._where is None:
-            return sum(part.rows for part in self._partitions)
-        return sum(int(part.mask(self._where).sum()) for part in self._partitions)
+            return sum(one.part.rows for one in self._partitions)
+        return sum(int(one.part.mask(self._where).sum()) for one in self._partitions)
 
     def _candidates(
         self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, depth: int
@@ -349,7 +403,7 @@ class _Block:
         return [
             select_lists(one, rule, passing, min_rows=min_rows)
             for block in blocks
-            for one in np.concatenate([part.distances(block) for part in self._partitions], axis=1)
+            for one in np.hstack([every.part.distances(block) for every in self._partitions])
         ]
 
     def _scan_all(
@@ -358,39 +412,42 @@ class _Block:
         probed: list[NDArray[np.int64]],
         gathered: list["_Gathered"],
     ) -> None:
-        first = 0
-        for number, part in enumerate(self._partitions):
-            stop = first + part.num_lists
-            mine = [lists[(lists >= first) & (lists < stop)] - first for lists in probed]
-            rotated = rotate_queries(part.binarizer, queries)
-            for lists, members in self._read_groups(part, mine):
-                rows, scores = self._score(part, lists, queries[members], rotated[members])
-                self._scanned += len(rows) * len(members)
-                places = (number << 32) + rows
-                for query, row in zip(members.tolist(), scores, strict=True):
-                    gathered[query].add(Candidates(places, row))
-            first = stop
+        rotated = _Rotated(queries)
+        for group, lists in self._read_groups(probed):
+            part, members = self._part_of[group.number], group.members
+            rows, scores = self._score(part, lists, queries[members], rotated.by(part.binarizer)[members])
+            self._scanned += len(rows) * len(members)
+            places = (group.number << 32) + rows
+            for query, row in zip(members.tolist(), scores, strict=True):
+                gathered[query].add(Candidates(places, row))
 
-    def _read_groups(
-        self, part: PartitionReader, probed: list[NDArray[np.int64]]
-    ) -> Iterator[tuple[list[Entries], NDArray[np.int64]]]:
-        """Lists that the same queries probe, with these; lists of many groups are read at once."""
-        groups = [
-            (part_of_lists, members)
-            for lists, members in groups_of_lists(probed)
-            for part_of_lists in np.split(
-                lists,
-                borders(part.list_entries[lists], min(ENTRIES_AT_ONCE, SCORES_AT_ONCE // len(members))),
-            )
-        ]
-        sizes = np.array([part.list_entries[lists].sum() for lists, _ in groups], np.int64)
+    def _read_groups(self, probed: list[NDArray[np.int64]]) -> Iterator[tuple["_Group", list[Entries]]]:
+        """Lists that the same queries probe, with these; lists of many groups are read at once, whatever their partitions."""
+        groups = [group for one in self._partitions for group in self._groups_of(one, probed)]
+        sizes = np.array([group.entries for group in groups], np.int64)
         for batch in np.split(np.arange(len(groups)), borders(sizes, ENTRIES_AT_ONCE)):
-            if not len(batch):
-                continue
-            read = iter(part.pieces(np.concatenate([groups[i][0] for i in batch])))
-            for i in batch:
-                lists, members = groups[i]
-                yield list(islice(read, len(lists))), members
+            if len(batch):
+                yield from self._read([groups[i] for i in batch])
+
+    def _groups_of(self, one: Numbered, probed: list[NDArray[np.int64]]) -> Iterator["_Group"]:
+        """Groups of lists of one partition."""
+        entries = one.part.list_entries
+        for lists, members in groups_of_lists([lists[one.own(lists)] - one.first for lists in probed]):
+            most = min(ENTRIES_AT_ONCE, SCORES_AT_ONCE // len(members))
+            for some in np.split(lists, borders(entries[lists], most)):
+                yield _Group(one.number, some, members, int(entries[some].sum()))
+
+    def _read(self, groups: Sequence["_Group"]) -> Iterator[tuple["_Group", list[Entries]]]:
+        """The lists of groups, whose partitions follow each other, read in one round."""
+        runs = [list(run) for _, run in groupby(groups, lambda group: group.number)]
+        readings = [
+            self._part_of[run[0].number].reading_lists(np.concatenate([group.lists for group in run]))
+            for run in runs
+        ]
+        for run, found in zip(runs, in_one_round(self._store, readings), strict=True):
+            read = iter(found)
+            for group in run:
+                yield group, list(islice(read, len(group.lists)))
 
     def _score(
         self,
@@ -427,13 +484,20 @@ class _Block:
         return self._named(best)
 
     def _of(
-        self, places: NDArray[np.int64], read: Callable[[PartitionReader, NDArray[np.int64]], NDArray[Any]]
-    ) -> NDArray[Any]:
-        """What the partitions say of rising places."""
-        numbers = places >> 32
-        return np.concatenate(
-            [read(self._partitions[int(no)], places[numbers == no] & ROW_MASK) for no in np.unique(numbers)]
-        )
+        self, places: NDArray[np.int64], read: Callable[[PartitionReader, NDArray[np.int64]], Reading[T]]
+    ) -> list[T]:
+        """What each partition says of its part of rising places, read in one round."""
+        if not len(places):
+            return []
+        numbers, starts = np.unique(places >> 32, return_index=True)
+        rows = np.split(places & ROW_MASK, starts[1:])
+        parts = [self._part_of[number] for number in numbers.tolist()]
+        return in_one_round(self._store, [read(part, own) for part, own in zip(parts, rows, strict=True)])
+
+    def _values(self, places: NDArray[np.int64], columns: list[str]) -> list[NDArray[np.uint8]]:
+        """Columns of rising places as (n, width) bytes."""
+        found = self._of(places, lambda part, rows: part.reading_values(columns, rows))
+        return [np.concatenate(column) for column in zip(*found, strict=True)]
 
     def _keys_and_vectors(
         self, places: NDArray[np.int64], *, rescore: bool
@@ -443,12 +507,10 @@ class _Block:
             return self._keys(places), None
         self._rounds += 1
         if self._one_each:
-            vectors = self._of(places, lambda part, rows: part.embeddings(rows))
-            return self._keys(places), vectors
-        columns = ["vector_id", "embedding"]
-        both = self._of(places, lambda part, rows: np.concatenate(part.values(columns, rows), axis=1))
-        ids, vectors = np.split(both, [VECTOR_ID.byte_width], axis=1)
-        return ids, np.ascontiguousarray(vectors).view(np.float16).astype(np.float32)
+            (vectors,) = self._values(places, ["embedding"])
+            return self._keys(places), vectors.view(np.float16).astype(np.float32)
+        ids, vectors = self._values(places, ["vector_id", "embedding"])
+        return ids, vectors.view(np.float16).astype(np.float32)
 
     def _keys(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
         """(n, 16) what tells the documents of rising places apart: vector_ids, or places if each document has one vector."""
@@ -457,24 +519,20 @@ class _Block:
             keys[:, :8] = places.astype(">i8").view(np.uint8).reshape(-1, 8)
             return keys
         self._rounds += 1
-        return self._of(places, lambda part, rows: part.values(["vector_id"], rows)[0])
+        return self._values(places, ["vector_id"])[0] if len(places) else NO_KEYS
 
     def _named(self, best: list[Candidates]) -> list[list[Hit]]:
         places = np.unique(np.concatenate([b.places for b in best]))
         self._rounds += 1
-        names = [
-            name
-            for no in np.unique(places >> 32)
-            for name in self._partitions[int(no)].doc_ids(places[places >> 32 == no] & ROW_MASK)
-        ]
-        by_place = dict(zip(places.tolist(), names, strict=True))
+        names = self._of(places, lambda part, rows: part.reading_doc_ids(rows))
+        by_place = dict(zip(places.tolist(), chain.from_iterable(names), strict=True))
         return [
             [Hit(by_place[p], s) for p, s in zip(b.places.tolist(), b.scores.tolist(), strict=True)]
             for b in best
         ]
 
     def _read_so_far(self) -> tuple[int, int]:
-        costs = [part.cost for part in self._partitions]
+        costs = [one.part.cost for one in self._partitions]
         return sum(read for read, _ in costs), sum(requests for _, requests in costs)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipeline.binarization import rotate_queries
 from pipeline.index.lists import Entries
-from pipeline.index.partition import PartitionReader, nearest_lists
+from pipeline.index.partition import Numbered, nearest_lists
 from pipeline.index.scoring import borders
 from pipeline.postings import MOST_MARGIN, Probing, Scanned
 
@@ -54,7 +54,7 @@ class Tracker:
 
     def __init__(
         self,
-        partitions: Sequence[PartitionReader],
+        partitions: Sequence[Numbered],
         queries: NDArray[np.float32],
         wanted: Sequence[Sequence[bytes]],
         *,
@@ -63,7 +63,7 @@ class Tracker:
         self._partitions, self._queries, self._wanted, self._enough = partitions, queries, wanted, enough
         self._names = np.unique(np.array([one for ids in wanted for one in ids]))
         self._found: dict[bytes, _Place] = {}
-        self._is_read = np.zeros(sum(part.num_lists for part in partitions), np.bool_)
+        self._is_read = np.zeros(sum(one.part.num_lists for one in partitions), np.bool_)
 
     def locate(self, share: float, most: int) -> Located:
         """Find a share of the neighbours that searches should find.
@@ -111,15 +111,13 @@ class Tracker:
         self, lists: NDArray[np.int64]
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]]:
         """vector_ids, places and lists of the vectors whose own lists these are, some at a time."""
-        first = 0
-        for number, part in enumerate(self._partitions):
-            mine = lists[(lists >= first) & (lists < first + part.num_lists)] - first
-            for some in np.split(mine, borders(part.list_entries[mine], IDS_AT_ONCE)):
-                rows, own = part.primaries_of(some)
+        for one in self._partitions:
+            mine = lists[one.own(lists)] - one.first
+            for some in np.split(mine, borders(one.part.list_entries[mine], IDS_AT_ONCE)):
+                rows, own = one.part.primaries_of(some)
                 if len(rows):
-                    (ids,) = part.values(["vector_id"], rows)
-                    yield np.ascontiguousarray(ids), (number << 32) + rows, own + first
-            first += part.num_lists
+                    (ids,) = one.part.values(["vector_id"], rows)
+                    yield np.ascontiguousarray(ids), (one.number << 32) + rows, own + one.first
 
     def _lists_of_share(self, near: Sequence[NDArray[np.int64]], share: float, most: int) -> int:
         """How many nearest lists of every query hold a share of all neighbours; `most` if those do not."""
@@ -135,7 +133,7 @@ class Tracker:
 
 
 def scan(
-    partitions: Sequence[PartitionReader],
+    partitions: Sequence[Numbered],
     queries: NDArray[np.float32],
     wanted: Sequence[NDArray[np.int64]],
     enough: Sequence[int],
@@ -151,7 +149,7 @@ def scan(
         enough: Of each, how many of them a search should find.
         lists: Posting lists to scan.
     """
-    list_entries = np.concatenate([part.list_entries for part in partitions])
+    list_entries = np.concatenate([one.part.list_entries for one in partitions])
     return [
         _met(partitions, list_entries, query[None], places, one, lists)
         for query, places, one in zip(queries, wanted, enough, strict=True)
@@ -159,7 +157,7 @@ def scan(
 
 
 def _met(
-    partitions: Sequence[PartitionReader],
+    partitions: Sequence[Numbered],
     list_entries: NDArray[np.int64],
     query: NDArray[np.float32],
     wanted: NDArray[np.int64],
@@ -186,19 +184,18 @@ def _met(
 
 
 def _entries_in_turn(
-    partitions: Sequence[PartitionReader], query: NDArray[np.float32], probed: NDArray[np.int64]
+    partitions: Sequence[Numbered], query: NDArray[np.float32], probed: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
     """Places, estimates and turn of the list of every entry of lists, nearest list first."""
-    found, first = [], 0
-    for number, part in enumerate(partitions):
-        mine = np.flatnonzero((probed >= first) & (probed < first + part.num_lists))
+    found = []
+    for one in partitions:
+        mine = np.flatnonzero(one.own(probed))
         if len(mine):
-            lists = part.pieces(probed[mine] - first)
+            lists = one.part.pieces(probed[mine] - one.first)
             entries = Entries.joined(lists)
-            scores = part.estimates(entries, query, rotate_queries(part.binarizer, query))[0]
-            turns = np.repeat(mine, [len(one.row) for one in lists])
-            found.append(((number << 32) + entries.row.astype(np.int64), scores, turns))
-        first += part.num_lists
+            scores = one.part.estimates(entries, query, rotate_queries(one.part.binarizer, query))[0]
+            turns = np.repeat(mine, [len(own.row) for own in lists])
+            found.append(((one.number << 32) + entries.row.astype(np.int64), scores, turns))
     places, scores, turns = (np.concatenate(columns) for columns in zip(*found, strict=True))
     order = np.argsort(turns, kind="stable")
     return places[order], scores[order], turns[order]

@@ -38,7 +38,7 @@ from pipeline.index.assembly import (
 from pipeline.index.binarizers import folder_of, load_binarizer
 from pipeline.index.training import Layout
 from pipeline.index.vectors import SLICE_ROWS, VectorSource, iterate_vectors
-from pipeline.partitioning import ONLY_PARTITION
+from pipeline.partitioning import ONLY_PARTITION, PartitionTree, merged, summary_of, write_partitions
 from pipeline.postings import HeadGraph
 from pipeline.schemas import (
     DIRECTORY,
@@ -67,7 +67,10 @@ from pipeline.tables import (
 
 __all__ = [
     "Built",
+    "SegmentPlaces",
     "build_segment",
+    "codes_info",
+    "describe_partitions",
     "finish_partition",
     "graph_heads",
     "place_bucket",
@@ -120,8 +123,8 @@ def settle_segment(
         layout: Lists and segments.
 
     Returns:
-        Files `vectors`, `entries` (cut by segment) and `lists`; numbers `rows`, `entries`, `lists`, and `split`:
-        lists that there are because others were too long.
+        Files `vectors`, `entries` (cut by segment), `lists` and `summary` (of the attributes); numbers `rows`, `entries`,
+        `lists`, and `split`: lists that there are because others were too long.
 
     Raises:
         IncompatibleModelsError: The placed rows come from more than one encoder or binarizer.
@@ -136,10 +139,12 @@ def settle_segment(
     entries = entries_of(settled, segment_no).replace_schema_metadata(made)
     of_entry = layout.segments[entries["list_no"].to_numpy()]
     lists = _lists_table(settled, vectors, starts)
+    summary = summary_of(settled.rows, arrow_schema(attributes))
     files = {
         "vectors": vectors.ref,
         "entries": write_bucketed(store, "scratch/entries", entries, of_entry),
         "lists": write_table(store, "scratch/lists", lists.schema, [lists]),
+        "summary": write_table(store, "scratch/summaries", summary.schema, [summary]),
     }
     numbers = {
         "rows": settled.rows.num_rows,
@@ -215,12 +220,29 @@ def _lists_table(settled: Settled, vectors: Written, starts: NDArray[np.int64]) 
     return pa.table(columns, schema=settled_lists_schema(dims))
 
 
+class SegmentPlaces(NamedTuple):
+    """Where segments stand in their partitions, by their number through all partitions."""
+
+    numbers: tuple[int, ...]
+    """Of each among those of its partition."""
+    first_rows: tuple[int, ...]
+    """Of each, the first of its rows within its partition."""
+
+    @classmethod
+    def of(cls, rows: NDArray[np.int64], first_segments: NDArray[np.int64]) -> "SegmentPlaces":
+        """Places by the rows of each segment and the first segment of each partition, and how many there are in all."""
+        numbers = np.arange(len(rows))
+        first = first_segments[np.searchsorted(first_segments, numbers, side="right") - 1]
+        before = np.cumsum(rows) - rows
+        return cls(tuple((numbers - first).tolist()), tuple((before - before[first]).tolist()))
+
+
 def build_segment(
     store: Store,
     entries: Sequence[FileRef],
     lists: FileRef,
     segment_no: int,
-    first_rows: Sequence[int],
+    places: SegmentPlaces,
     binarizer_file: FileRef,
     *,
     rows_per_list: int,
@@ -232,7 +254,7 @@ def build_segment(
         entries: Files of `settle_segment`, in the order of the segments.
         lists: The segment's own file of lists.
         segment_no: The segment.
-        first_rows: Of each segment, the first of its rows within the partition.
+        places: Of all segments.
         binarizer_file: The card of the binarizer.
         rows_per_list: Primaries that a list should have.
 
@@ -245,15 +267,21 @@ def build_segment(
     table = _bucket_of_all(store, entries, segment_no)
     made, sent = table.schema.metadata, table.num_rows
     own = read_columns(store, lists.path)
-    table = _of_lists(_rows_of_partition(table, first_rows), own)
+    table = _of_lists(_rows_of_partition(table, places.first_rows), own)
     dims = own.schema.field("head").type.list_size
     binarizer = load_binarizer(store, folder_of(binarizer_file), dims=dims)
     schema = lists_schema(binarizer.code_bytes).with_metadata(made)
     whole = without_parts(table, binarizer, own)
     cut = cut_entries(whole, own, rows_per_list=rows_per_list, most=group_rows(schema))
     written = _write_lists(store, schema, cut)
-    where = {"segment": segment_no, "first_row": first_rows[segment_no], "code_bytes": binarizer.code_bytes}
-    part = _directory_part(own, cut.counts, written, **where)
+    part = _directory_part(
+        own,
+        cut.counts,
+        written,
+        segment=places.numbers[segment_no],
+        first_row=places.first_rows[segment_no],
+        code_bytes=binarizer.code_bytes,
+    )
     part = part.append_column(heads_schema(dims).field("radius"), pa.array(cut.radius))
     part = part.append_column(heads_schema(dims).field("head"), own["head"])
     return StageOutput(
@@ -339,19 +367,21 @@ class Built(NamedTuple):
 def finish_partition(
     store: Store,
     segments: Sequence[Built],
-    binarizer_files: dict[str, FileRef],
+    codes: CodesInfo,
     *,
     space: str,
-    origin: Origin | None = None,
+    partition_id: int = ONLY_PARTITION,
+    path: str = "",
 ) -> Partition:
     """Write directory and heads, and describe the partition.
 
     Args:
         store: The root.
         segments: In order.
-        binarizer_files: Files `binarizer` and `weights`.
+        codes: Shape of its codes, from `codes_info`.
         space: Fingerprint of the encoder.
-        origin: Why this binarizer.
+        partition_id: Number of the partition.
+        path: Condition that holds for its rows and no others; empty where it is the only one.
     """
     parts = [read_columns(store, one.built.files["directory_part"].path) for one in segments]
     firsts = np.cumsum([0, *(part.num_rows for part in parts)])
@@ -373,9 +403,10 @@ def finish_partition(
         store, "partitions", schema, [part.select(schema.names) for part in parts], suffix=".heads.parquet"
     )
     return Partition(
-        partition_id=ONLY_PARTITION,
+        partition_id=partition_id,
+        path=path,
         space=space,
-        codes=_codes_info(store, binarizer_files, origin),
+        codes=codes,
         heads=heads,
         directory=directory.ref,
         segments=tuple(
@@ -385,7 +416,47 @@ def finish_partition(
     )
 
 
-def _codes_info(store: Store, files: dict[str, FileRef], origin: Origin | None) -> CodesInfo:
+def describe_partitions(
+    store: Store,
+    partitions: Sequence[Partition],
+    settled: Sequence[Sequence[StageOutput]],
+    tree: PartitionTree,
+    attributes: tuple[Attribute, ...],
+) -> FileRef:
+    """Write what is known of the attributes of each partition.
+
+    Args:
+        store: The root.
+        partitions: All of an index.
+        settled: What `settle_segment` made of the segments of each.
+        tree: That told rows their partition.
+        attributes: Of the documents.
+    """
+    schema = arrow_schema(attributes)
+    described = [
+        {
+            "partition_id": part.partition_id,
+            "rows": part.rows,
+            "path": part.path,
+            "bits": tree.bits(part.partition_id),
+        }
+        for part in partitions
+    ]
+    summaries = [
+        merged([read_columns(store, one.files["summary"].path) for one in of_partition], schema)
+        for of_partition in settled
+    ]
+    return write_partitions(store, described, summaries, schema)
+
+
+def codes_info(store: Store, files: dict[str, FileRef], origin: Origin | None = None) -> CodesInfo:
+    """What the manifest says of a binarizer.
+
+    Args:
+        store: The root.
+        files: Files `binarizer` and `weights`.
+        origin: Why this one.
+    """
     card = json.loads(store.read(files["binarizer"].path))
     return CodesInfo(
         binarizer=folder_of(files["binarizer"]),

@@ -6,14 +6,17 @@ branches and even the lists out. No task sees a sample that grows with the corpu
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import clustering, postings
-from pipeline.clustering import HeadTree, Membership, Prices
+from pipeline.clustering import HeadTree, Membership, NearHeads, Prices
 from pipeline.config import LayoutConfig, SizedLayout
+from pipeline.partitioning import PartitionTree
 
 __all__ = [
     "ROUNDS",
@@ -53,6 +56,8 @@ class Trunk:
     """(num_branches,) posting lists to make in each branch, at least 1."""
     groups: NDArray[np.int32]
     """(num_branches,) group of neighbouring branches that one task grows, rising from 0."""
+    partitions: NDArray[np.int32]
+    """(num_branches,) the partition of each, rising from 0 without gaps."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,48 @@ class GrownTree:
 
     tree: HeadTree
     prices: Prices
+    partitions: NDArray[np.int32]
+    """(num_branches,) the partition of each branch, rising from 0 without gaps."""
+
+    @cached_property
+    def _edges(self) -> NDArray[np.int64]:
+        """(num_partitions + 1,) first branch of each partition."""
+        return np.searchsorted(self.partitions, np.arange(self.partitions[-1] + 2))
+
+    @cached_property
+    def of_list(self) -> NDArray[np.int32]:
+        """(num_lists,) the partition of each list, rising."""
+        return np.repeat(self.partitions, np.diff(self.tree.starts))
+
+    def near(self, vectors: NDArray[np.float32], partitions: NDArray[np.integer], count: int) -> NearHeads:
+        """The nearest heads of each vector among those of its partition.
+
+        Args:
+            vectors: (n, d) float32 unit vectors.
+            partitions: (n,) of each.
+            count: Heads per vector, at least 1.
+        """
+        if self.partitions[-1] == 0:
+            return clustering.near_heads(vectors, self.tree, count)
+        found = NearHeads(
+            np.full((len(vectors), count), -1, np.int32), np.full((len(vectors), count), np.inf, np.float32)
+        )
+        for number in np.unique(partitions):
+            rows = np.flatnonzero(partitions == number)
+            tree, first = self._of_partition(int(number))
+            near = clustering.near_heads(vectors[rows], tree, count)
+            found.list_no[rows] = np.where(near.list_no >= 0, near.list_no + first, -1)
+            found.distance[rows] = near.distance
+        return found
+
+    def _of_partition(self, number: int) -> tuple[HeadTree, int]:
+        """Heads of a partition, and the number of the first."""
+        tree, (low, high) = self.tree, self._edges[number : number + 2].tolist()
+        first, stop = tree.starts[[low, high]].tolist()
+        starts = tree.starts[low : high + 1] - first
+        return HeadTree(
+            tree.heads[first:stop], tree.branches[low:high], starts, tree.norms[first:stop]
+        ), first
 
 
 @dataclass(frozen=True)
@@ -69,7 +116,8 @@ class Layout:
 
     grown: GrownTree
     segments: NDArray[np.int32]
-    """(num_lists,) segment that holds each list, not falling, from 0 without gaps."""
+    """(num_lists,) segment that holds each list, not falling, from 0 without gaps; none has lists of two partitions."""
+    partition_tree: PartitionTree
     rows_per_list: int
     """Primaries that a list should have."""
     max_replicas: int
@@ -83,6 +131,12 @@ class Layout:
     def heads(self) -> NDArray[np.float32]:
         """(num_lists, d)."""
         return self.grown.tree.heads
+
+    @property
+    def first_segments(self) -> NDArray[np.int64]:
+        """(num_partitions + 1,) first segment of each partition, and how many there are in all."""
+        edges = np.searchsorted(self.grown.of_list, np.arange(self.partition_tree.num_partitions))
+        return np.append(self.segments[edges], self.segments[-1] + 1).astype(np.int64)
 
 
 def sample_rows(num_vectors: int, layout: SizedLayout) -> int:
@@ -114,27 +168,58 @@ def branch_count(num_lists: int, num_rows: int) -> int:
 
 def train_trunk(
     sample: NDArray[np.float32],
+    partitions: NDArray[np.integer],
     *,
+    num_partitions: int,
     num_vectors: int,
     layout: SizedLayout,
     seed: int,
 ) -> Trunk:
-    """Train the branches.
+    """Train the branches of each partition.
 
     Args:
         sample: (n, d) float32 unit vectors, a uniform sample of the corpus.
+        partitions: (n,) of each.
+        num_partitions: In all.
         num_vectors: Vectors of the corpus.
         layout: Sizes of lists.
         seed: Of every random choice.
     """
-    num_lists = postings.list_count(num_vectors, layout.rows_per_list)
-    wanted = branch_count(num_lists, len(sample))
-    branches = clustering.train_centroids(sample, num_lists=wanted, seed=seed)
-    branches = branches[clustering.order_depth_first(branches)]
-    sizes = np.bincount(clustering.assign(sample, branches)[0], minlength=len(branches))
+    grown = [
+        _branches_of(sample[partitions == number], sample, num_vectors=num_vectors, layout=layout, seed=seed)
+        for number in range(num_partitions)
+    ]
+    sizes = np.concatenate([one.sizes for one in grown])
     expected = sizes.astype(np.float64) * (grown_rows(num_vectors, layout) / len(sample))
-    groups = postings.segments_of_lists(expected, rows_per_group(layout))
-    return Trunk(branches, _shared_out(num_lists, sizes), groups)
+    return Trunk(
+        branches=np.concatenate([one.branches for one in grown]),
+        lists=np.concatenate([one.lists for one in grown]),
+        groups=postings.segments_of_lists(expected, rows_per_group(layout)),
+        partitions=np.repeat(np.arange(num_partitions, dtype=np.int32), [len(one.sizes) for one in grown]),
+    )
+
+
+class _Branches(NamedTuple):
+    """Of one partition."""
+
+    branches: NDArray[np.float32]
+    sizes: NDArray[np.int64]
+    """(branches,) rows of the sample in each."""
+    lists: NDArray[np.int32]
+    """(branches,) posting lists to make in each."""
+
+
+def _branches_of(
+    own: NDArray[np.float32], sample: NDArray[np.float32], *, num_vectors: int, layout: SizedLayout, seed: int
+) -> _Branches:
+    """Branches of the partition whose rows of the sample are these; where there are none, one in the middle of all."""
+    if not len(own):
+        return _Branches(sample.mean(axis=0, keepdims=True), np.zeros(1, np.int64), np.ones(1, np.int32))
+    num_lists = postings.list_count(round(num_vectors * len(own) / len(sample)), layout.rows_per_list)
+    branches = clustering.train_centroids(own, num_lists=branch_count(num_lists, len(own)), seed=seed)
+    branches = branches[clustering.order_depth_first(branches)]
+    sizes = np.bincount(clustering.assign(own, branches)[0], minlength=len(branches))
+    return _Branches(branches, sizes, _shared_out(num_lists, sizes))
 
 
 def _shared_out(total: int, sizes: NDArray[np.int64]) -> NDArray[np.int32]:
@@ -167,14 +252,17 @@ def train_branch(
     return heads[clustering.order_depth_first(heads)]
 
 
-def sort_into_lists(sample: NDArray[np.float32], grown: GrownTree) -> Membership:
+def sort_into_lists(
+    sample: NDArray[np.float32], partitions: NDArray[np.integer], grown: GrownTree
+) -> Membership:
     """What the lists hold of a sample, each vector in that of the least squared distance plus price.
 
     Args:
         sample: (n, d) float32 unit vectors.
+        partitions: (n,) of each.
         grown: Heads and prices.
     """
-    near = clustering.near_heads(sample, grown.tree, SORTED_AMONG)
+    near = grown.near(sample, partitions, SORTED_AMONG)
     list_no = clustering.charged_lists(near, grown.prices.now)
     return Membership.of(sample, near, list_no)
 
@@ -191,7 +279,7 @@ def after_round(grown: GrownTree, members: Membership, *, mean_rows: float) -> G
     members = members.over(0, len(tree.heads))
     heads = clustering.recentred(tree.heads, members)
     prices = clustering.repriced(grown.prices, members, mean_rows=mean_rows)
-    return GrownTree(HeadTree.of(heads, tree.branches, tree.starts), prices)
+    return replace(grown, tree=HeadTree.of(heads, tree.branches, tree.starts), prices=prices)
 
 
 def real_heads(sample: NDArray[np.float32], heads: NDArray[np.float32]) -> NDArray[np.float32]:

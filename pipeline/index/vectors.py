@@ -11,10 +11,18 @@ from numpy.typing import NDArray
 from pipeline.artifacts import Attribute, FileRef, arrow_schema
 from pipeline.embedding.cache import Cache, CachedBucket
 from pipeline.index.condemned import drop_condemned
+from pipeline.partitioning import PartitionTree
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, read_bucket, read_columns
 
-__all__ = ["SLICE_ROWS", "VectorSource", "iterate_vectors", "sample_queries", "sample_vectors"]
+__all__ = [
+    "SLICE_ROWS",
+    "VectorSource",
+    "iterate_vectors",
+    "sample_by_partition",
+    "sample_queries",
+    "sample_vectors",
+]
 
 SLICE_ROWS = 8192
 """Rows placed at once. Fixed: distances can change in the last bit with the size of a product."""
@@ -76,15 +84,23 @@ def sample_vectors(store: Store, source: VectorSource, rows: int) -> NDArray[np.
 
     n is `rows`, or less in a smaller corpus.
     """
-    vectors = np.empty((rows, source.cache.dims), dtype=np.float32)
+    return sample_by_partition(store, source, rows, PartitionTree())[0]
+
+
+def sample_by_partition(
+    store: Store, source: VectorSource, rows: int, tree: PartitionTree
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """The vectors of `sample_vectors`, and (n,) the partition of each."""
+    vectors, partitions = np.empty((rows, source.cache.dims), dtype=np.float32), np.empty(rows, np.int32)
     filled = 0
-    for _, found in _slices(store, source):
+    for table, found in _slices(store, source):
         n = min(len(found), rows - filled)
         vectors[filled : filled + n] = found[:n]
+        partitions[filled : filled + n] = tree.assign(table.slice(0, n))
         filled += n
         if filled == rows:
             break
-    return vectors[:filled]
+    return vectors[:filled], partitions[:filled]
 
 
 def sample_queries(store: Store, source: VectorSource, queries: int) -> tuple[NDArray[np.float32], list[str]]:

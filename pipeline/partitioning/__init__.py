@@ -1,21 +1,35 @@
-"""Which rows form a partition, and which partitions a filter can reach.
+"""Which rows form a partition, and which partitions a filter can reach (HQI, arXiv 2304.01926).
 
-Present form: one partition, which every query reaches. The workload-aware tree (HQI, arXiv 2304.01926) will cut rows
-by workload predicates behind these two functions; routing must stay conservative: never a lost match.
+`workload` counts the filters of past queries, `growing` cuts rows by them, `tree` tells rows their partition, `summaries`
+describe its attributes; `stage` keeps all that. Routing by what is known of a partition never loses a match.
 """
 
-from collections.abc import Sequence
+from pipeline.partitioning.growing import SAMPLE_ROWS, TreeLimits, grow_tree, limits_for
+from pipeline.partitioning.stage import (
+    read_partition_tree,
+    read_regions,
+    read_workload,
+    write_partition_tree,
+    write_partitions,
+)
+from pipeline.partitioning.summaries import merged, summary_of
+from pipeline.partitioning.tree import ONLY_PARTITION, PartitionTree
+from pipeline.partitioning.workload import Workload, summarize
 
-from pipeline.artifacts import Partition
-from pipeline.filters import Filter
-
-__all__ = ["ONLY_PARTITION", "route"]
-
-ONLY_PARTITION = 0
-"""The partition that every row belongs to."""
-
-
-def route(partitions: Sequence[Partition], where: Filter | None) -> list[Partition]:
-    """Partitions that may hold a row passing the filter: all of them, as none is described by a predicate."""
-    del where
-    return list(partitions)
+__all__ = [
+    "ONLY_PARTITION",
+    "SAMPLE_ROWS",
+    "PartitionTree",
+    "TreeLimits",
+    "Workload",
+    "grow_tree",
+    "limits_for",
+    "merged",
+    "read_partition_tree",
+    "read_regions",
+    "read_workload",
+    "summarize",
+    "summary_of",
+    "write_partition_tree",
+    "write_partitions",
+]

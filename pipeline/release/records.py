@@ -248,6 +248,8 @@ def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
     """Every file that a manifest records."""
     yield from manifest.documents
     yield from manifest.condemned
+    if manifest.partition_table is not None:
+        yield manifest.partition_table
     for partition in manifest.partitions:
         yield from (*partition.navigation, *partition.codes.files)
         for segment in partition.segments:

@@ -34,11 +34,18 @@ def _once_each(vectors):
     return vectors[np.sort(np.unique(rows, return_index=True)[1])]
 
 
+def one_partition(vectors):
+    return np.zeros(len(vectors), np.int32)
+
+
 def _grown(base, layout):
     """Heads by k-means in two levels, without prices, and the sample."""
     rng = np.random.default_rng(1)
     sample = base[np.sort(rng.choice(len(base), grown_rows(len(base), layout), replace=False))]
-    trunk = train_trunk(sample[: layout.max_train_rows], num_vectors=len(base), layout=layout, seed=1)
+    trained = sample[: layout.max_train_rows]
+    trunk = train_trunk(
+        trained, one_partition(trained), num_partitions=1, num_vectors=len(base), layout=layout, seed=1
+    )
     of_row = assign(sample, trunk.branches)[0]
     heads = [
         train_branch(sample[of_row == i], trunk.branches[i], num_lists=int(n), seed=i)
@@ -46,13 +53,14 @@ def _grown(base, layout):
     ]
     starts = np.concatenate([[0], np.cumsum([len(one) for one in heads])])
     every = np.concatenate(heads)
-    return GrownTree(HeadTree.of(every, trunk.branches, starts), Prices.none(len(every))), sample
+    tree = HeadTree.of(every, trunk.branches, starts)
+    return GrownTree(tree, Prices.none(len(every)), trunk.partitions), sample
 
 
 def _evened(grown, sample):
     mean_rows = len(sample) / len(grown.tree.heads)
     for _ in range(ROUNDS):
-        grown = after_round(grown, sort_into_lists(sample, grown), mean_rows=mean_rows)
+        grown = after_round(grown, sort_into_lists(sample, one_partition(sample), grown), mean_rows=mean_rows)
     return grown
 
 

@@ -22,7 +22,9 @@ from pipeline.index.reader import IndexReader
 from pipeline.index.scanning import Tracker, scan
 from pipeline.index.stage import (
     Built,
+    SegmentPlaces,
     build_segment,
+    codes_info,
     finish_partition,
     graph_heads,
     place_bucket,
@@ -30,6 +32,7 @@ from pipeline.index.stage import (
 )
 from pipeline.index.training import Layout
 from pipeline.index.vectors import VectorSource, sample_queries, sample_vectors
+from pipeline.partitioning import PartitionTree
 from pipeline.postings import Probing, settings_of
 from pipeline.storage import LocalStore
 from pipeline.tables import read_columns, to_matrix, vector_array, write_bucketed
@@ -90,15 +93,18 @@ def _learned(store, source, n, *, method="auto", seed=1):
 
 def _layout(store, source, n, **more):
     config = SizedLayout(rows_per_list=30, max_replicas=3, segment_rows=800)
-    trunk = train_index(store, source, num_vectors=n, sample_rows=n, layout=config, seed=1)
+    whole = {"partition_tree": PartitionTree(), "num_vectors": n}
+    trunk = train_index(store, source, **whole, sample_rows=n, layout=config, seed=1)
     branches, groups = trunk.files["branches"], int(trunk.numbers["groups"])
     samples = [
-        cut_sample(store, source, b, branches, share=1.0).files["sample"] for b in range(source.cache.buckets)
+        cut_sample(store, source, b, branches, PartitionTree(), share=1.0).files["sample"]
+        for b in range(source.cache.buckets)
     ]
     grow = {"max_rows": 10_000, "rounds": 3 if groups == 1 else 0, "seed": 1}
     heads = [grow_branches(store, samples, g, branches, **grow).files["heads"] for g in range(groups)]
-    segments = segments_of(store, heads, num_vectors=n, segment_rows=config.segment_rows)
-    return Layout(read_tree(store, branches, heads), segments, **(LISTS | more))
+    tree = read_tree(store, branches, heads)
+    segments = segments_of(store, heads, tree.of_list, num_vectors=n, segment_rows=config.segment_rows)
+    return Layout(tree, segments, PartitionTree(), **(LISTS | more))
 
 
 def _placed(store, source, layout, binarizer):
@@ -114,7 +120,7 @@ def _built(store, source, layout, binarizer):
     settled = [settle_segment(store, placed, no, ATTRIBUTES, layout) for no in numbers]
     entries = [output.files["entries"] for output in settled]
     sizes = np.array([output.files["vectors"].rows for output in settled])
-    firsts = (np.cumsum(sizes) - sizes).tolist()
+    places = SegmentPlaces.of(sizes, layout.first_segments)
     return [
         Built(
             one,
@@ -123,7 +129,7 @@ def _built(store, source, layout, binarizer):
                 entries,
                 one.files["lists"],
                 no,
-                firsts,
+                places,
                 binarizer["binarizer"],
                 rows_per_list=layout.rows_per_list,
             ),
@@ -134,7 +140,7 @@ def _built(store, source, layout, binarizer):
 
 def _manifest(store, source, layout, binarizer, documents=DOCUMENTS):
     built = _built(store, source, layout, binarizer)
-    partition = finish_partition(store, built, binarizer, space=source.cache.encoder)
+    partition = finish_partition(store, built, codes_info(store, binarizer), space=source.cache.encoder)
     return IndexManifest(
         index="i", corpus="c", plan="p", encoder={}, dims=DIMS, attributes=ATTRIBUTES, documents=(), document_buckets=1,
         num_documents=documents, partitions=(partition,), search=SearchDefaults(lists=20, margin=4.0, rerank=100),
@@ -261,12 +267,12 @@ def test_true_neighbours_are_found_where_they_are_whichever_share_is_asked_for_f
         for i in range(entry["num_primaries"])
     }
     parts = IndexReader(store, manifest).partitions()
-    turns = np.argsort(np.argsort(parts[0].distances(queries), axis=1), axis=1)
+    turns = np.argsort(np.argsort(parts[0].part.distances(queries), axis=1), axis=1)
     ranks = sorted(turns[q, owner[place[one]]] for q, ids in enumerate(wanted) for one in ids)
     for first in (0.3, 1.0):
         tracker = Tracker(parts, queries, wanted, enough=10)
         for share in (first, 0.5, 0.9, 1.0):
-            located = tracker.locate(share, parts[0].num_lists)
+            located = tracker.locate(share, parts[0].part.num_lists)
             assert located.lists == ranks[int(np.ceil(share * len(ranks))) - 1] + 1
         assert [one.tolist() for one in located.places] == [
             sorted(place[one] for one in ids) for ids in wanted

@@ -48,7 +48,9 @@ def test_the_capped_sample_bounds_the_first_level_and_not_the_second():
 
 def test_a_trunk_has_neighbouring_branches_in_groups_and_every_list_in_a_branch():
     layout = SizedLayout(rows_per_list=20, train_rows_per_list=20, max_replicas=2)
-    trunk = train_trunk(unit(2000), num_vectors=100_000, layout=layout, seed=3)
+    trunk = train_trunk(
+        unit(2000), np.zeros(2000, int), num_partitions=1, num_vectors=100_000, layout=layout, seed=3
+    )
     assert len(trunk.branches) == len(trunk.lists) == len(trunk.groups) == 62
     assert trunk.lists.sum() == 5000
     assert (np.diff(trunk.groups) >= 0).all()
@@ -70,7 +72,9 @@ def grown(sample, branches=4, lists=10):
     heads = np.concatenate([train_branch(part, part[0], num_lists=lists, seed=1) for part in parts])
     starts = np.arange(branches + 1) * lists
     centroids = np.stack([part.mean(axis=0) for part in parts]).astype(np.float32)
-    return GrownTree(HeadTree.of(heads, centroids, starts), Prices.none(len(heads)))
+    return GrownTree(
+        HeadTree.of(heads, centroids, starts), Prices.none(len(heads)), np.zeros(branches, np.int32)
+    )
 
 
 def test_rounds_bring_the_heads_nearer_to_the_sample_and_the_lists_to_one_size():
@@ -80,7 +84,7 @@ def test_rounds_bring_the_heads_nearer_to_the_sample_and_the_lists_to_one_size()
     sample = sample.astype(np.float32)
     tree, spread, apart = grown(sample), [], []
     for _ in range(8):
-        members = sort_into_lists(sample, tree).over(0, 40)
+        members = sort_into_lists(sample, np.zeros(len(sample), int), tree).over(0, 40)
         assert members.rows.sum() == len(sample)
         spread.append(members.rows.std() / members.rows.mean())
         means = members.total / np.maximum(members.rows, 1)[:, None]

@@ -1,0 +1,145 @@
+"""The workload, the tree and the description of partitions at rest."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.artifacts import FileRef
+from pipeline.config import StorageConfig
+from pipeline.errors import CorruptArtifactError, SchemaMismatchError
+from pipeline.filters import Atom, Region, parse_filter
+from pipeline.partitioning.summaries import region_of, summary_schema
+from pipeline.partitioning.tree import Cut, PartitionTree
+from pipeline.partitioning.workload import Workload, summarize
+from pipeline.storage import Store, open_store, split_uri
+from pipeline.tables import read_columns, write_table
+
+__all__ = ["read_partition_tree", "read_regions", "read_workload", "write_partition_tree", "write_partitions"]
+
+TREE = pa.schema(
+    [
+        pa.field("cut", pa.string(), nullable=False),
+        pa.field("if_true", pa.int32(), nullable=False),
+        pa.field("otherwise", pa.int32(), nullable=False),
+    ]
+)
+"""One row a node; a child below 0 is ~partition."""
+DESCRIPTION = pa.schema(
+    [
+        pa.field("partition_id", pa.int32(), nullable=False),
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("bits", pa.string(), nullable=False),
+    ]
+)
+"""Of a partition, before the summaries of its attributes."""
+
+
+def read_workload(uri: str, storage: StorageConfig, attributes: pa.Schema) -> Workload:
+    """Read past queries: Parquet with `filter`, null where a query has none, and optionally `weight`.
+
+    Args:
+        uri: Local or on S3; other columns, such as query vectors, may stand beside and are not read.
+        storage: How to reach S3.
+        attributes: Columns that filters may name.
+
+    Raises:
+        MissingFileError: It is not there.
+        CorruptArtifactError: It is not Parquet.
+        SchemaMismatchError: A column is missing or has values of another type.
+    """
+    folder, name = split_uri(uri)
+    data = open_store(folder, storage).read(name)
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        names = [one for one in ("filter", "weight") if one in file.schema_arrow.names]
+        table = file.read(columns=names)
+    except pa.ArrowException as error:
+        raise CorruptArtifactError(uri, f"is not readable ({error})", "give Parquet") from error
+    if "filter" not in names:
+        raise SchemaMismatchError(uri, "expected a column filter", "rename the column")
+    return summarize(zip(_filters(uri, table), _weights(uri, table), strict=True), attributes)
+
+
+def _filters(uri: str, table: pa.Table) -> list[str | None]:
+    kind = table["filter"].type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
+        raise SchemaMismatchError(uri, f"expected strings in `filter`, found {kind}", "cast the column")
+    return cast(list[str | None], table["filter"].to_pylist())
+
+
+def _weights(uri: str, table: pa.Table) -> list[float]:
+    if "weight" not in table.column_names:
+        return [1.0] * table.num_rows
+    kind = table["weight"].type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise SchemaMismatchError(uri, f"expected numbers in `weight`, found {kind}", "cast the column")
+    weights = table["weight"].to_pylist()
+    wrong = next((i for i, one in enumerate(weights) if one is None or not 0 <= one < float("inf")), None)
+    if wrong is not None:
+        found = weights[wrong]
+        raise SchemaMismatchError(
+            f"{uri} row {wrong}", f"expected a weight from 0, found {found}", "mend the row"
+        )
+    return [float(one) for one in weights]
+
+
+def write_partition_tree(store: Store, tree: PartitionTree) -> FileRef:
+    """Keep a tree for the tasks of a run."""
+    rows = [dict(zip(TREE.names, node, strict=True)) for node in tree.nodes]
+    return write_table(store, "scratch/trees", TREE, [pa.Table.from_pylist(rows, schema=TREE)])
+
+
+def read_partition_tree(store: Store, ref: FileRef, attributes: pa.Schema) -> PartitionTree:
+    """A tree of `write_partition_tree`."""
+    return PartitionTree(
+        tuple(
+            Cut(as_atom(row["cut"], attributes), row["if_true"], row["otherwise"])
+            for row in read_columns(store, ref.path).to_pylist()
+        )
+    )
+
+
+def as_atom(text: str, attributes: pa.Schema) -> Atom:
+    """A predicate on one column from its text."""
+    return cast(Atom, parse_filter(text, attributes).predicate)
+
+
+def write_partitions(
+    store: Store, described: Sequence[Mapping[str, Any]], summaries: Sequence[pa.Table], attributes: pa.Schema
+) -> FileRef:
+    """Write what is known of each partition, for readers and for other tools to prune by.
+
+    Args:
+        store: The root.
+        described: Values of DESCRIPTION, of each partition.
+        summaries: A row of `summary_schema` of each.
+        attributes: Of the documents.
+    """
+    front = pa.Table.from_pylist([dict(one) for one in described], schema=DESCRIPTION)
+    schema = pa.schema([*DESCRIPTION, *summary_schema(attributes)])
+    summary = pa.concat_tables(summaries)
+    table = pa.Table.from_arrays([*front.columns, *summary.columns], schema=schema)
+    return write_table(store, "partitions", schema, [table], suffix=".partitions.parquet")
+
+
+def read_regions(store: Store, ref: FileRef, cuts: Sequence[str], attributes: pa.Schema) -> dict[int, Region]:
+    """What the rows of each partition can have, by its number.
+
+    Args:
+        store: The root.
+        ref: File of `write_partitions`.
+        cuts: Text of each cut, as the manifest has them.
+        attributes: Of the documents.
+    """
+    atoms = [as_atom(text, attributes) for text in cuts]
+    found: dict[int, Region] = {}
+    for row in read_columns(store, ref.path).to_pylist():
+        region = region_of(row, attributes)
+        for atom, bit in zip(atoms, row["bits"], strict=True):
+            if bit in "01":
+                region = region.where(atom, holds=bit == "1")
+        found[row["partition_id"]] = region
+    return found

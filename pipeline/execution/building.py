@@ -24,7 +24,7 @@ from pipeline.artifacts import (
 from pipeline.config import SizedConfig
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
-from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force
+from pipeline.execution.learning import BinarizerInForce
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.growing import (
@@ -53,12 +53,12 @@ from pipeline.index.stage import (
 )
 from pipeline.index.training import ROUNDS, Layout, grown_rows, sample_rows
 from pipeline.index.vectors import VectorSource
-from pipeline.partitioning import PartitionTree, limits_for, read_partition_tree, read_workload
+from pipeline.partitioning import PartitionTree, Workload, limits_for, read_partition_tree
 from pipeline.postings import EXACT_HEADS, MOST_MARGIN
 from pipeline.storage import Store
 from pipeline.tables import read_columns
 
-__all__ = ["build_index", "index_sizes"]
+__all__ = ["build_index", "cut_rows", "index_sizes"]
 
 
 def build_index(
@@ -67,13 +67,11 @@ def build_index(
     encoder: EncoderInForce,
     documents: DocumentFiles,
     source: VectorSource,
-    parent: Parent | None,
-    asked: AskedPairs | None,
+    binarizer: BinarizerInForce,
+    partition_tree: PartitionTree,
 ) -> IndexManifest:
-    """Cut, train, place, settle, build; the manifest probes every list until the index is judged."""
+    """Train, place, settle, build; the manifest probes every list until the index is judged."""
     config = session.config
-    partition_tree = _partition_tree(session, plan, documents, source)
-    binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
     trees, layout = _layout(session, documents, source, encoder, partition_tree)
     card = binarizer.files["binarizer"]
     inputs = {
@@ -116,19 +114,17 @@ def build_index(
     )
 
 
-def _partition_tree(
-    session: Session, plan: Plan, documents: DocumentFiles, source: VectorSource
+def cut_rows(
+    session: Session,
+    plan: Plan,
+    documents: DocumentFiles,
+    source: VectorSource,
+    workload: Workload | None,
 ) -> PartitionTree:
-    """Cuts by the workload, if there is one."""
+    """The tree of partitions: cuts by the workload, if there is one."""
     config, schema = session.config, arrow_schema(plan.attributes)
-    if config.layout.workload is None or not documents.vectors:
+    if workload is None or not documents.vectors:
         return PartitionTree()
-    with session.timed("train"):
-        workload = read_workload(config.layout.workload, config.storage, schema)
-    if workload.unreadable:
-        structlog.get_logger().warning(
-            "workload_filters_set_aside", share=round(workload.unreadable, 4), first=workload.reason
-        )
     limits = limits_for(
         config.serving.storage,
         rows=documents.vectors,

@@ -40,13 +40,13 @@ from pipeline.embedding.cache import (
 )
 from pipeline.errors import ConfigError, QualityGateError
 from pipeline.evaluation.judging import check_gates
-from pipeline.execution.building import build_index, index_sizes
+from pipeline.execution.building import build_index, cut_rows, index_sizes
 from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
 from pipeline.execution.estimates import Estimate, Serving, check_fits, estimate, expected_vectors, sized
 from pipeline.execution.judgement import judge, read_questions
-from pipeline.execution.learning import Parent, read_pairs
+from pipeline.execution.learning import Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.memory import PeakMemory
 from pipeline.execution.metrics import Metrics
@@ -55,6 +55,7 @@ from pipeline.execution.work import StoreSpec, versions
 from pipeline.filters import parse_filter
 from pipeline.index.condemned import drop_condemned
 from pipeline.index.vectors import VectorSource
+from pipeline.partitioning import Workload, read_workload
 from pipeline.release import (
     Lease,
     claim_root,
@@ -160,6 +161,7 @@ class _Prepared:
     serving: Serving
     cost: Estimate
     redrives: Redrives
+    workload: Workload | None
     inputs: str
 
 
@@ -178,8 +180,21 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     )
     check_fits(cost, settled)
     redrives = read_redrives(store, encoder.fingerprint)
-    inputs = _inputs_key(settled, plan, encoder, redrives=len(redrives))
-    return _Prepared(plan, encoder, settled, serving, cost, redrives, inputs)
+    workload = _workload(settled, plan)
+    inputs = _inputs_key(settled, plan, encoder, workload, redrives=len(redrives))
+    return _Prepared(plan, encoder, settled, serving, cost, redrives, workload, inputs)
+
+
+def _workload(config: SizedConfig, plan: Plan) -> Workload | None:
+    """Past queries that the layout is learned from; what of them does not fit the attributes is told."""
+    if config.layout.workload is None:
+        return None
+    workload = read_workload(config.layout.workload, config.storage, arrow_schema(plan.attributes))
+    if workload.unreadable:
+        structlog.get_logger().warning(
+            "workload_filters_set_aside", share=round(workload.unreadable, 4), first=workload.reason
+        )
+    return workload
 
 
 def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepared) -> ReleaseRecord | None:
@@ -233,7 +248,9 @@ def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
     }
 
 
-def _inputs_key(config: SizedConfig, plan: Plan, encoder: EncoderInForce, *, redrives: int) -> str:
+def _inputs_key(
+    config: SizedConfig, plan: Plan, encoder: EncoderInForce, workload: Workload | None, *, redrives: int
+) -> str:
     """Fingerprint of everything that determines the release.
 
     Which texts are condemned is found by the work itself; it changes with the plan, the encoder and the redrives alone.
@@ -249,11 +266,13 @@ def _inputs_key(config: SizedConfig, plan: Plan, encoder: EncoderInForce, *, red
     settings["corpus"].pop("uri")
     settings["evaluation"].pop("examples")
     settings["binarizer"].pop("gpus")
+    settings["layout"].pop("workload")
     value = {
         "plan": plan.fingerprint,
         "encoder": [encoder.fingerprint, encoder.query_fingerprint],
         "redrives": redrives,
         "settings": settings,
+        "workload": workload.fingerprint if workload is not None else None,
         "judged": contents,
         "versions": versions(),
     }
@@ -293,7 +312,9 @@ def _build_and_publish(
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-    manifest = build_index(session, plan, encoder, documents, source, parent, asked)
+    partition_tree = cut_rows(session, plan, documents, source, prepared.workload)
+    binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
+    manifest = build_index(session, plan, encoder, documents, source, binarizer, partition_tree)
     manifest, measured = judge(session, encoder, questions, manifest, source)
     summary: dict[str, Any] = {
         "index": manifest.index,

@@ -4,7 +4,7 @@ The grammar and its reading are in `sql`, the normal form and the canonical text
 evaluation on tables in `evaluation`, and in `regions` whether rows of which little is known can pass at all.
 """
 
-from pipeline.filters.evaluation import evaluate
+from pipeline.filters.evaluation import evaluate, evaluate_many
 from pipeline.filters.parsing import Filter, filter_of, parse_filter
 from pipeline.filters.predicates import (
     Comparison,
@@ -45,6 +45,7 @@ __all__ = [
     "atoms_of",
     "columns_of",
     "evaluate",
+    "evaluate_many",
     "filter_of",
     "negate",
     "parse_filter",

@@ -4,7 +4,7 @@ Arrow's own kernels differ from SQL in three places, mended here: `is_in` calls 
 with NaN are false (in SQL as DuckDB has it NaN is the greatest float), and `is_in` tells -0.0 from 0.0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import reduce
@@ -34,7 +34,7 @@ from pipeline.filters.predicates import (
     integer_bound,
 )
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "evaluate_many"]
 
 COMPARE: Final[dict[Operator, Any]] = {
     "=": pc.equal,
@@ -67,14 +67,34 @@ def evaluate(filter: Filter, table: pa.Table) -> NDArray[np.bool_]:  # noqa: A00
     Raises:
         SchemaMismatchError: A column is absent, repeated, or of another kind than the filter was checked for.
     """
-    truth = _truth(filter.predicate, table)
-    if isinstance(truth, pa.Scalar):
-        return np.full(table.num_rows, truth.as_py() is True)
-    return np.asarray(pc.fill_null(truth, fill_value=False).to_numpy(), dtype=np.bool_)
+    (passes,) = evaluate_many([filter], table)
+    return passes
 
 
-def _truth(predicate: Predicate, table: pa.Table) -> Any:
+def evaluate_many(filters: Iterable[Filter], table: pa.Table) -> Iterator[NDArray[np.bool_]]:
+    """`evaluate` of each of several filters; what they have in common is evaluated once."""
+    known: dict[Predicate, Any] = {}
+    for one in filters:
+        truth = _truth(one.predicate, table, known)
+        if isinstance(truth, pa.Scalar):
+            yield np.full(table.num_rows, truth.as_py() is True)
+        else:
+            yield np.asarray(pc.fill_null(truth, fill_value=False).to_numpy(), dtype=np.bool_)
+
+
+def _truth(predicate: Predicate, table: pa.Table, known: dict[Predicate, Any]) -> Any:
     """Give a boolean column with nulls, or a boolean scalar for what holds alike in all rows."""
+    if isinstance(predicate, Conjunction | Disjunction):
+        kleene = pc.and_kleene if isinstance(predicate, Conjunction) else pc.or_kleene
+        return reduce(kleene, (_truth(operand, table, known) for operand in predicate.operands))
+    if predicate not in known:
+        known[predicate] = _truth_of_one(predicate, table)
+    return known[predicate]
+
+
+def _truth_of_one(
+    predicate: Truth | Comparison | Membership | NullTest | ListContains, table: pa.Table
+) -> Any:
     match predicate:
         case Truth(value):
             return pa.scalar(value, pa.bool_())
@@ -86,9 +106,6 @@ def _truth(predicate: Predicate, table: pa.Table) -> Any:
             return (pc.is_valid if negated else pc.is_null)(_column(table, name))
         case ListContains(name, element, negated):
             return _contains(_column(table, name, "list<string>"), element, negated=negated)
-        case Conjunction(operands) | Disjunction(operands):
-            kleene = pc.and_kleene if isinstance(predicate, Conjunction) else pc.or_kleene
-            return reduce(kleene, (_truth(operand, table) for operand in operands))
 
 
 def _column(table: pa.Table, name: str, kind: str | None = None) -> pa.ChunkedArray:

@@ -5,7 +5,7 @@ What reads byte ranges is a generator: it yields what it wants, gets that, and r
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import FileRef, Partition, Segment
 from pipeline.binarization import Binarizer, score
 from pipeline.errors import CorruptArtifactError
-from pipeline.filters import Filter, evaluate
+from pipeline.filters import Filter, evaluate, evaluate_many
 from pipeline.index.binarizers import load_binarizer
 from pipeline.index.lists import Directory, Entries, ListsFile
 from pipeline.index.scoring import spans_of
@@ -52,6 +52,8 @@ def _sent(reading: Reading[T], fetched: Sequence[RangeRead]) -> T:
 
 HEAD_TO_VECTOR = 2
 """Bytes of a float32 head to those of a float16 vector."""
+READ_WHOLE = 50
+"""A column is read whole for every so many'th of its values, instead of byte ranges for each."""
 LENGTH_BYTES = 4
 """In front of each string of a PLAIN page."""
 
@@ -122,12 +124,11 @@ class _SegmentReader:
             self._columns.update({name: table[name] for name in absent})
         return pa.table({name: self._columns[name] for name in columns})
 
-    def decoded_doc_ids(self, rows: NDArray[np.int64]) -> list[str]:
-        """Names of the documents of rows, from a file that another tool wrote anew."""
+    def decoded_doc_ids(self, rows: NDArray[np.int64]) -> pa.Array:
+        """Names of the documents of rows, from the whole column."""
         column = read_columns(self._store, self.path, ["doc_id"])["doc_id"]
         self.own_bytes += column.nbytes
-        names: list[str] = column.take(pa.array(rows)).to_pylist()
-        return names
+        return column.take(pa.array(rows)).combine_chunks()
 
 
 class _Passing(NamedTuple):
@@ -240,6 +241,13 @@ class PartitionReader:
         """(rows,) whether a row passes the filter; the last filter's are kept."""
         return self._passing(where).rows
 
+    def masks(self, filters: Sequence[Filter]) -> Iterator[NDArray[np.bool_]]:
+        """(rows,) of each filter whether a row passes; what filters have in common is evaluated once."""
+        columns = sorted({column for one in filters for column in one.columns})
+        found = [evaluate_many(filters, segment.attributes(columns)) for segment in self._segments]
+        for own in zip(*found, strict=True):
+            yield np.concatenate(own)
+
     def rows_by_list(self, where: Filter | None) -> NDArray[np.int64]:
         """(lists,) entries of each list that pass the filter."""
         return self.list_entries if where is None else self._passing(where).by_list
@@ -261,6 +269,12 @@ class PartitionReader:
             first, count = self.directory["first_entry"][here], self.directory["num_entries"][here]
             passing[here] = sums[first + count] - sums[first]
         return _Passing(mask, self._by_list(passing))
+
+    def primaries_passing(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(lists,) vectors of each list's own that a mask of rows lets pass."""
+        sums = np.concatenate([[0], np.cumsum(mask)])
+        first = self.directory["first_row"]
+        return self._by_list(sums[first + self.directory["num_primaries"]] - sums[first])
 
     def _by_list(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         lists = self.directory["list_no"]
@@ -306,6 +320,18 @@ class PartitionReader:
         """
         scores = score(self.binarizer, rotated, entries.code, entries.factor, entries.offset)
         return scores + (queries @ self.binarizer.mean)[:, None]
+
+    def spans(self) -> list[tuple[int, int]]:
+        """Rows [first, stop) of each segment."""
+        return list(pairwise(self._first.tolist()))
+
+    def primaries_at(
+        self, lists: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Runs of rows of the vectors whose own list is one of some rising ones: list, first row and length of each."""
+        at = self.directory.rows_of(lists)
+        directory = self.directory
+        return directory["list_no"][at], directory["first_row"][at], directory["num_primaries"][at]
 
     def primaries_of(self, lists: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """(n,) int64 rows of the vectors whose own list is one of these, rising, and (n,) int64 the list of each."""
@@ -364,11 +390,23 @@ class PartitionReader:
         names: list[str] = []
         for no, own in parts:
             if no not in runs:
-                names += self._segments[no].decoded_doc_ids(own)
+                names += self._segments[no].decoded_doc_ids(own).to_pylist()
                 continue
             for data, places in zip(fetched[no].chunks, runs[no].places, strict=True):
                 names += _strings(data, places)
         return names
+
+    def doc_ids(self, rows: NDArray[np.int64]) -> pa.Array:
+        """Names of the documents of rising rows; a segment of which many are wanted is read whole."""
+        found = []
+        for no, own in self._by_segment(rows):
+            segment = self._segments[no]
+            if len(own) * READ_WHOLE < segment.rows:
+                (names,) = in_one_round(self._store, [self.reading_doc_ids(own + self._first[no])])
+                found.append(pa.array(names, pa.string()))
+            else:
+                found.append(segment.decoded_doc_ids(own))
+        return pa.concat_arrays(found) if found else pa.array([], pa.string())
 
     def _files_of(self, wanted: Sequence[tuple[int, Ranges]]) -> list[tuple[str, Ranges]]:
         """Ranges of vectors files instead of segments."""

@@ -13,6 +13,7 @@ from itertools import chain, groupby, islice
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.artifacts import (
@@ -59,6 +60,7 @@ __all__ = [
     "SearchResult",
     "SearchStats",
     "check_query_encoder",
+    "checked_queries",
     "open_release",
 ]
 
@@ -183,7 +185,7 @@ class IndexReader:
         Raises:
             ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
         """
-        queries = _checked(vectors, self.manifest, k)
+        queries = checked_queries(vectors, self.manifest, k)
         defaults = self.manifest.search
         depth = _default_depth(defaults.rerank, k, where) if rerank is None else rerank
         rule = probing or Probing(defaults.lists, defaults.margin)
@@ -196,6 +198,33 @@ class IndexReader:
             hits += found
             stats = stats.plus(block.stats())
         return SearchResult(tuple(hits), stats)
+
+    @property
+    def one_each(self) -> bool:
+        """Whether each document has one vector."""
+        return self._one_each
+
+    def vector_ids(self, places: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """(n, 16) of rising places: partition << 32 | row."""
+        parts = [part.values(["vector_id"], rows)[0] for part, rows in self._at(places)]
+        return np.concatenate(parts) if parts else NO_KEYS
+
+    def doc_ids(self, places: NDArray[np.int64]) -> pa.Array:
+        """Names of the documents of rising places."""
+        parts = [part.doc_ids(rows) for part, rows in self._at(places)]
+        return pa.concat_arrays(parts) if parts else pa.array([], pa.string())
+
+    def _at(self, places: NDArray[np.int64]) -> Iterator[tuple[PartitionReader, NDArray[np.int64]]]:
+        """Rising places by partition, as rows of it."""
+        for number in np.unique(places >> 32).tolist():
+            rows = places[places >> 32 == number] & ROW_MASK
+            yield self._reader(self.manifest.partitions[number]), rows
+
+    @property
+    def cost(self) -> tuple[int, int]:
+        """Bytes and requests so far."""
+        costs = [part.cost for part in self._opened.values()]
+        return sum(read for read, _ in costs), sum(requests for _, requests in costs)
 
     def partitions(self, where: Filter | None = None) -> list[Numbered]:
         """Those that may hold a row passing a filter, opened and numbered by their place in the manifest; all if None."""
@@ -233,7 +262,12 @@ def _default_depth(tuned: int, k: int, where: Filter | None) -> int:
     return max(depth, -(-depth * k // WANTED))
 
 
-def _checked(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> NDArray[np.float32]:
+def checked_queries(vectors: NDArray[np.floating], manifest: IndexManifest, k: int) -> NDArray[np.float32]:
+    """(q, d) unit vectors of queries.
+
+    Raises:
+        ValueError: Their width is not the index's, one is not finite or zero, or k is below 1.
+    """
     queries = np.atleast_2d(np.asarray(vectors, dtype=np.float32))
     if queries.shape[1] != manifest.dims:
         made_by_encoder = f"{manifest.dims} dimensions, as {manifest.encoder.get('name')} makes them"

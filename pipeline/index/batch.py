@@ -1,0 +1,563 @@
+"""Many queries, each with a filter of its own, answered together (HQI's multi-query execution, arXiv 2304.01926).
+
+Queries with the same filter share one bitmap, those that probe the same posting list one matrix product, and every vector is
+read once for all of them. So vectors themselves are scored instead of codes: what a code saves in bytes for one query, a batch
+saves by reading less than once per query.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.filters import Filter
+from pipeline.index.partition import Numbered
+from pipeline.index.reader import IndexReader, SearchStats, checked_queries
+from pipeline.index.scoring import best_documents
+from pipeline.postings import Probing
+
+__all__ = ["Batch", "Found", "ManyHits", "Work", "answer", "search_many"]
+
+PASSING_ROWS = 1000
+"""Passing rows among which a query that probes lists looks for its neighbours, at least."""
+LISTS_WITHOUT_COPIES = 2
+"""Lists that are probed for one of the release's rule, which reckons with copies: here a list is its own vectors."""
+GATHERED, SCORED = 0.8, 0.05
+"""Nanoseconds a dimension to pick a passing row out of a partition, and to multiply a row with a query: by these a group of
+queries is compared with all rows that pass, or probes lists."""
+BITMAP_BYTES = 1 << 28
+"""Of the bitmaps of queries that are answered together."""
+MASKS_AT_ONCE = 1 << 26
+"""Rows times filters that are unpacked together."""
+DISTANCES_AT_ONCE = 1 << 22
+"""Of queries to heads."""
+CHUNKS = 4
+"""Vectors that are looked for per document, where documents have several."""
+ROUNDS = 3
+"""Of I/O: attributes, vectors, doc_ids."""
+NOWHERE = -1
+"""Place of a result that is not there."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is asked."""
+
+    queries: NDArray[np.float32]
+    """(q, d) unit vectors."""
+    filters: Sequence[Filter | None]
+    """Of each query."""
+    k: int
+    """Vectors per query."""
+    rule: Probing
+    """Of the release."""
+    exact: bool = False
+    """Whether to compare every query with all rows that pass."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What answering cost, summed over queries."""
+
+    partitions: int = 0
+    lists: int = 0
+    rows: int = 0
+    """Rows that were multiplied with a query."""
+
+    def plus(self, other: "Work") -> "Work":
+        """Sum of both."""
+        return Work(self.partitions + other.partitions, self.lists + other.lists, self.rows + other.rows)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The nearest vectors of each query, best first; among equals the lower place."""
+
+    places: NDArray[np.int64]
+    """(q, k) partition << 32 | row; -1 where fewer passed."""
+    scores: NDArray[np.float32]
+    """(q, k) inner products; -inf where fewer passed."""
+    passing: NDArray[np.int64]
+    """(q,) rows that pass in the partitions that the query can reach."""
+    work: Work
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Queries with the same filter."""
+
+    members: NDArray[np.int64]
+    reached: tuple[Numbered, ...]
+    bitmaps: Mapping[int, NDArray[np.uint8]] | None
+    """By partition, packed, whether each row passes; None where all do."""
+    passing: int
+
+    def mask(self, number: int, first: int, stop: int) -> NDArray[np.bool_]:
+        """Whether each of some rows of a partition passes."""
+        if self.bitmaps is None:
+            return np.ones(stop - first, np.bool_)
+        skipped = first % 8
+        packed = self.bitmaps[number][first // 8 : -(-stop // 8)]
+        return np.unpackbits(packed, count=skipped + stop - first)[skipped:].view(np.bool_)
+
+
+class _Pairs(NamedTuple):
+    """Queries and lists that they probe, by rising list."""
+
+    lists: NDArray[np.int64]
+    """Numbered through all partitions."""
+    queries: NDArray[np.int64]
+    groups: NDArray[np.int64]
+    """Of the query."""
+
+
+def answer(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]]) -> Found:
+    """Answer all queries.
+
+    Args:
+        batch: What is asked.
+        routes: Of each filter, the partitions that may hold a row that passes; lists numbered through all partitions.
+    """
+    best = _Best(len(batch.queries), batch.k)
+    passing = np.zeros(len(batch.queries), np.int64)
+    work = Work()
+    for groups in _together(batch, routes):
+        for group in groups:
+            passing[group.members] = group.passing
+        work = work.plus(_answer_groups(batch, groups, best))
+    places, scores = best.sorted()
+    return Found(places, scores, passing, work)
+
+
+# ------------------------------------------------------------------------------------------------ grouping
+
+
+def _together(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]]) -> Iterator[list[_Group]]:
+    """Groups whose bitmaps fit in memory together."""
+    members: dict[Filter | None, list[int]] = {}
+    for query, where in enumerate(batch.filters):
+        members.setdefault(where, []).append(query)
+    sizes = [
+        sum(one.part.rows for one in routes[where]) // 8 if where is not None else 0 for where in members
+    ]
+    cut = (np.cumsum(sizes) - 1) // BITMAP_BYTES
+    wheres = list(members)
+    for number in np.unique(cut):
+        some = [wheres[i] for i in np.flatnonzero(cut == number).tolist()]
+        bitmaps = _bitmaps(some, routes)
+        yield [
+            _group(np.array(members[where]), routes[where], bitmaps[where] if where is not None else None)
+            for where in some
+        ]
+
+
+def _bitmaps(
+    wheres: Sequence[Filter | None], routes: Mapping[Filter | None, tuple[Numbered, ...]]
+) -> dict[Filter, dict[int, NDArray[np.uint8]]]:
+    """By filter and partition; each partition's attributes are looked at for all filters in turn."""
+    found: dict[Filter, dict[int, NDArray[np.uint8]]] = {where: {} for where in wheres if where is not None}
+    asked: dict[int, tuple[Numbered, list[Filter]]] = {}
+    for where in found:
+        for one in routes[where]:
+            asked.setdefault(one.number, (one, []))[1].append(where)
+    for number, (one, filters) in asked.items():
+        for where, mask in zip(filters, one.part.masks(filters), strict=True):
+            found[where][number] = np.packbits(mask)
+    return found
+
+
+def _group(
+    members: NDArray[np.int64],
+    reached: tuple[Numbered, ...],
+    bitmaps: Mapping[int, NDArray[np.uint8]] | None,
+) -> _Group:
+    if bitmaps is None:
+        return _Group(members, reached, None, sum(one.part.rows for one in reached))
+    counts = {number: int(np.bitwise_count(bitmap).sum()) for number, bitmap in bitmaps.items()}
+    alive = tuple(one for one in reached if counts[one.number])
+    return _Group(members, alive, bitmaps, sum(counts.values()))
+
+
+def _scans_all(group: _Group, batch: Batch) -> bool:
+    """Whether comparing with all passing rows is cheaper than probing lists, some of whose rows do not pass."""
+    if batch.exact or group.passing <= PASSING_ROWS:
+        return True
+    rows = sum(one.part.rows for one in group.reached)
+    queries = len(group.members)
+    probed = queries * SCORED * min(rows, PASSING_ROWS * rows / group.passing)
+    return group.passing * (GATHERED + queries * SCORED) < probed
+
+
+# ------------------------------------------------------------------------------------------------ executing
+
+
+def _answer_groups(batch: Batch, groups: list[_Group], best: "_Best") -> Work:
+    whole = [group for group in groups if group.passing and _scans_all(group, batch)]
+    probing = [group for group in groups if group.passing and not _scans_all(group, batch)]
+    pairs = _probed(batch, probing)
+    reached = {one.number: one for group in groups for one in group.reached}
+    rows = 0
+    for number in sorted(reached):
+        for first, stop in reached[number].part.spans():
+            rows += _answer_segment(batch, reached[number], (first, stop), whole, probing, pairs, best)
+    return Work(
+        partitions=sum(len(group.members) * len(group.reached) for group in groups),
+        lists=len(pairs.lists),
+        rows=rows,
+    )
+
+
+def _probed(batch: Batch, groups: Sequence[_Group]) -> _Pairs:
+    """Lists that each query of the groups probes."""
+    found = [
+        (lists, queries, np.full(len(lists), number))
+        for number, group in enumerate(groups)
+        for lists, queries in _probed_of(batch, group)
+    ]
+    if not found:
+        nothing = np.zeros(0, np.int64)
+        return _Pairs(nothing, nothing, nothing)
+    pairs = _Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
+    order = np.argsort(pairs.lists, kind="stable")
+    return _Pairs(pairs.lists[order], pairs.queries[order], pairs.groups[order])
+
+
+def _probed_of(batch: Batch, group: _Group) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Lists and queries of one group: those of the rule that have a passing row, and more until enough rows pass."""
+    numbers = np.concatenate([one.first + np.arange(one.part.num_lists) for one in group.reached])
+    passing = np.concatenate(
+        [one.part.primaries_passing(group.mask(one.number, 0, one.part.rows)) for one in group.reached]
+    )
+    alive = np.flatnonzero(passing)
+    numbers, passing = numbers[alive], passing[alive]
+    size = max(1, DISTANCES_AT_ONCE // len(numbers))
+    least = max(PASSING_ROWS, batch.k) if group.bitmaps is not None else batch.k
+    for start in range(0, len(group.members), size):
+        members = group.members[start : start + size]
+        queries = batch.queries[members]
+        distances = np.hstack([one.part.distances(queries) for one in group.reached])[:, alive]
+        rows, lists = _nearest_enough(distances, passing, batch.rule, least)
+        yield numbers[lists], members[rows]
+
+
+def _nearest_enough(
+    distances: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, least: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Queries and lists: the nearest lists by the rule, and more where those have fewer than `least` passing rows."""
+    most = LISTS_WITHOUT_COPIES * rule.lists
+    count = min(distances.shape[1], max(most, 1 + int(2 * least / max(passing.mean(), 1))))
+    near = np.argpartition(distances, count - 1, axis=1)[:, :count]
+    apart = np.take_along_axis(distances, near, axis=1)
+    order = np.lexsort((near, apart), axis=1)
+    near, apart = np.take_along_axis(near, order, axis=1), np.take_along_axis(apart, order, axis=1)
+    before = np.cumsum(passing[near], axis=1) - passing[near]
+    margin = LISTS_WITHOUT_COPIES * rule.margin
+    taken = (apart <= apart[:, :1] + margin) & (np.arange(count) < most) | (before < least)
+    short = before[:, -1] + passing[near[:, -1]] < least
+    if count < distances.shape[1] and short.any():
+        fine, far = np.flatnonzero(~short), np.flatnonzero(short)
+        rows, lists = _all_until_enough(distances[far], passing, least)
+        first, places = np.nonzero(taken[fine])
+        return np.concatenate([fine[first], far[rows]]), np.concatenate([near[fine][first, places], lists])
+    rows, places = np.nonzero(taken)
+    return rows, near[rows, places]
+
+
+def _all_until_enough(
+    distances: NDArray[np.float32], passing: NDArray[np.int64], least: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Queries and nearest lists that have `least` passing rows together, or all lists."""
+    near = np.argsort(distances, axis=1, kind="stable")
+    before = np.cumsum(passing[near], axis=1) - passing[near]
+    rows, places = np.nonzero(before < least)
+    return rows, near[rows, places]
+
+
+def _answer_segment(
+    batch: Batch,
+    one: Numbered,
+    span: tuple[int, int],
+    whole: Sequence[_Group],
+    probing: Sequence[_Group],
+    pairs: _Pairs,
+    best: "_Best",
+) -> int:
+    """Compare queries with the vectors of one segment; how many products that took."""
+    first, stop = span
+    whole = [group for group in whole if one in group.reached]
+    masks = [group.mask(one.number, first, stop) for group in whole]
+    lists = _lists_of_segment(one, span, pairs)
+    needed = np.zeros(stop - first, np.bool_)
+    for mask in masks:
+        needed |= mask
+    for held in lists:
+        needed[held.rows.start : held.rows.stop] = True
+    if not needed.any():
+        return 0
+    vectors = one.part.embeddings(first + np.flatnonzero(needed))
+    block = _Block((one.number << 32) + first, vectors, np.cumsum(needed) - 1)
+    products = 0
+    for group, mask in zip(whole, masks, strict=True):
+        products += block.compare_passing(batch, group, mask, best)
+    for some in _fitting(lists, stop - first, len(probing)):
+        products += block.compare_lists(batch, one.number, first, some, probing, pairs, best)
+    return products
+
+
+class _Held(NamedTuple):
+    """A list whose own vectors are in a segment, and what probes it."""
+
+    rows: slice
+    """Of the segment."""
+    pairs: slice
+
+
+def _lists_of_segment(one: Numbered, span: tuple[int, int], pairs: _Pairs) -> list[_Held]:
+    first, stop = span
+    lists = pairs.lists[slice(*np.searchsorted(pairs.lists, [one.first, one.first + one.part.num_lists]))]
+    numbers, rows, counts = one.part.primaries_at(np.unique(lists) - one.first)
+    own = np.flatnonzero((rows >= first) & (rows < stop) & (counts > 0))
+    rows, counts, numbers = rows[own] - first, counts[own], numbers[own] + one.first
+    starts, ends = np.searchsorted(pairs.lists, numbers), np.searchsorted(pairs.lists, numbers, side="right")
+    columns = (rows, rows + counts, starts, ends)
+    return [
+        _Held(slice(a, b), slice(c, d)) for a, b, c, d in zip(*map(np.ndarray.tolist, columns), strict=True)
+    ]
+
+
+def _fitting(lists: Sequence[_Held], rows: int, groups: int) -> Iterator[Sequence[_Held]]:
+    """All lists at once, or so many that the masks of their rows fit in memory."""
+    if not lists:
+        return
+    at_once = max(1, MASKS_AT_ONCE // max(groups, 1))
+    if rows <= at_once:
+        yield lists
+        return
+    part = np.array([held.rows.start for held in lists]) // at_once
+    for number in np.unique(part):
+        yield [lists[i] for i in np.flatnonzero(part == number).tolist()]
+
+
+class _Block(NamedTuple):
+    """Vectors of one segment that some query wants."""
+
+    place: int
+    """Of the segment's first row."""
+    vectors: NDArray[np.float32]
+    at: NDArray[np.int64]
+    """(rows of the segment,) where the vector of each is, if it is wanted."""
+
+    def compare_passing(self, batch: Batch, group: _Group, mask: NDArray[np.bool_], best: "_Best") -> int:
+        """A group with every row that passes."""
+        rows = np.flatnonzero(mask)
+        if not len(rows):
+            return 0
+        at = self.at[rows]
+        is_run = at[-1] - at[0] + 1 == len(at)
+        vectors = self.vectors[at[0] : at[-1] + 1] if is_run else self.vectors[at]
+        count = min(batch.k, len(rows))
+        scores, near = faiss.knn(batch.queries[group.members], vectors, count, faiss.METRIC_INNER_PRODUCT)
+        best.add(group.members, self.place + rows[near], scores)
+        return len(rows) * len(group.members)
+
+    def compare_lists(
+        self,
+        batch: Batch,
+        number: int,
+        first: int,
+        lists: Sequence[_Held],
+        groups: Sequence[_Group],
+        pairs: _Pairs,
+        best: "_Best",
+    ) -> int:
+        """Lists with the queries that probe them; rows that fail a query's filter count for nothing."""
+        low, high = min(held.rows.start for held in lists), max(held.rows.stop for held in lists)
+        masks = _masks_of(groups, number, first + low, first + high)
+        products = 0
+        for rows, members in lists:
+            queries, of_group = pairs.queries[members], pairs.groups[members]
+            vectors = self.vectors[self.at[rows.start] : self.at[rows.stop - 1] + 1]
+            scores = batch.queries[queries] @ vectors.T
+            if masks is not None:
+                passes = masks[of_group, rows.start - low : rows.stop - low]
+                scores = np.where(passes, scores, np.float32(-np.inf))
+            best.add_best(queries, self.place + rows.start, scores)
+            products += scores.size
+        return products
+
+
+def _masks_of(groups: Sequence[_Group], number: int, first: int, stop: int) -> NDArray[np.bool_] | None:
+    """(groups, rows) whether rows of a partition pass; None where no group has a filter."""
+    if all(group.bitmaps is None for group in groups):
+        return None
+    found = np.zeros((len(groups), stop - first), np.bool_)
+    for at, group in enumerate(groups):
+        if group.bitmaps is None or number in group.bitmaps:
+            found[at] = group.mask(number, first, stop)
+    return found
+
+
+class _Best:
+    """The k best vectors of every query so far, in no order.
+
+    Args:
+        num_queries: Queries.
+        k: Vectors per query.
+    """
+
+    def __init__(self, num_queries: int, k: int) -> None:
+        self._k = k
+        self._places = np.full((num_queries, k), NOWHERE, np.int64)
+        self._scores = np.full((num_queries, k), -np.inf, np.float32)
+
+    def add(self, queries: NDArray[np.int64], places: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """Consider (n, few) vectors of distinct queries (n,)."""
+        scores = np.hstack([self._scores[queries], scores])
+        places = np.hstack([self._places[queries], places])
+        kept = np.argpartition(-scores, self._k - 1, axis=1)[:, : self._k]
+        self._scores[queries] = np.take_along_axis(scores, kept, axis=1)
+        self._places[queries] = np.take_along_axis(places, kept, axis=1)
+
+    def add_best(self, queries: NDArray[np.int64], first: int, scores: NDArray[np.float32]) -> None:
+        """Consider vectors at consecutive places, with their (n, rows) scores."""
+        better = np.flatnonzero(scores.max(axis=1) > self._scores[queries].min(axis=1))
+        if not len(better):
+            return
+        queries, scores = queries[better], scores[better]
+        if scores.shape[1] > self._k:
+            near = np.argpartition(scores, -self._k, axis=1)[:, -self._k :]
+            self.add(queries, first + near, np.take_along_axis(scores, near, axis=1))
+        else:
+            self.add(queries, np.broadcast_to(first + np.arange(scores.shape[1]), scores.shape), scores)
+
+    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(q, k) places and scores, best first."""
+        places = np.where(np.isfinite(self._scores), self._places, NOWHERE)
+        order = np.lexsort((places, -self._scores), axis=1)
+        return np.take_along_axis(places, order, axis=1), np.take_along_axis(self._scores, order, axis=1)
+
+
+# ------------------------------------------------------------------------------------------------ documents
+
+
+@dataclass(frozen=True)
+class ManyHits:
+    """Hits of many queries, by query, best first."""
+
+    query: NDArray[np.int64]
+    """(n,) number of the query."""
+    rank: NDArray[np.int32]
+    """(n,) from 1."""
+    doc_id: pa.Array
+    score: NDArray[np.float32]
+    """(n,) cosine of query and document."""
+    stats: SearchStats
+
+
+def search_many(
+    reader: IndexReader,
+    vectors: NDArray[np.floating],
+    filters: Sequence[Filter | None],
+    *,
+    k: int = 10,
+    probing: Probing | None = None,
+    exact: bool = False,
+) -> ManyHits:
+    """Find the k nearest documents of each of many queries, each under a filter of its own.
+
+    Args:
+        reader: The index.
+        vectors: (q, d); normalized here.
+        filters: Of each query, or None.
+        k: Documents per query; fewer come where fewer match.
+        probing: Which posting lists a query probes; the release's default if None.
+        exact: Compare every query with every row that passes.
+
+    Raises:
+        ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
+    """
+    queries = checked_queries(vectors, reader.manifest, k)
+    defaults = reader.manifest.search
+    rule = probing or Probing(defaults.lists, defaults.margin)
+    before = reader.cost
+    batch = Batch(queries, filters, k if reader.one_each else CHUNKS * k, rule, exact)
+    hits, work = _searched(reader, batch, _routes(reader, set(filters)), k)
+    places, rows = np.unique(hits.place, return_inverse=True)
+    names = reader.doc_ids(places).take(pa.array(rows))
+    read, requests = (now - then for now, then in zip(reader.cost, before, strict=True))
+    stats = SearchStats(
+        queries=len(queries),
+        bytes_read=read,
+        requests=requests,
+        lists_probed=work.lists,
+        rows_scanned=work.rows,
+        partitions_opened=work.partitions,
+        rounds=ROUNDS,
+    )
+    return ManyHits(hits.query, hits.rank, names, hits.score, stats)
+
+
+def _routes(reader: IndexReader, filters: set[Filter | None]) -> dict[Filter | None, tuple[Numbered, ...]]:
+    sizes = [partition.heads.rows for partition in reader.manifest.partitions]
+    firsts = (np.cumsum(sizes) - sizes).tolist()
+    return {
+        where: tuple(one._replace(first=firsts[one.number]) for one in reader.partitions(where))
+        for where in filters
+    }
+
+
+class _Hits(NamedTuple):
+    query: NDArray[np.int64]
+    rank: NDArray[np.int32]
+    place: NDArray[np.int64]
+    score: NDArray[np.float32]
+
+
+def _searched(
+    reader: IndexReader, batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]], k: int
+) -> tuple[_Hits, Work]:
+    """Hits by query; queries whose nearest vectors are of too few documents look for more of them."""
+    found = answer(batch, routes)
+    query, at = np.nonzero(found.places != NOWHERE)
+    ranks = (at + 1).astype(np.int32)
+    places, scores = found.places[query, at], found.scores[query, at]
+    if reader.one_each:
+        return _Hits(query, ranks, places, scores), found.work
+    hits = _documents(reader, _Hits(query, ranks, places, scores), len(batch.queries), k)
+    documents = np.bincount(hits.query, minlength=len(batch.queries))
+    short = np.flatnonzero((documents < k) & (found.passing > batch.k))
+    if not len(short):
+        return hits, found.work
+    again = replace(
+        batch, queries=batch.queries[short], filters=[batch.filters[i] for i in short.tolist()], k=4 * batch.k
+    )
+    more, work = _searched(reader, again, routes, k)
+    kept = ~np.isin(hits.query, short)
+    query = np.concatenate([hits.query[kept], short[more.query]])
+    order = np.argsort(query, kind="stable")
+    joined = _Hits(
+        query[order],
+        np.concatenate([hits.rank[kept], more.rank])[order],
+        np.concatenate([hits.place[kept], more.place])[order],
+        np.concatenate([hits.score[kept], more.score])[order],
+    )
+    return joined, found.work.plus(work)
+
+
+def _documents(reader: IndexReader, hits: _Hits, queries: int, k: int) -> _Hits:
+    """The best row of each document, k at most of a query."""
+    query, _, places, scores = hits
+    distinct, rows = np.unique(places, return_inverse=True)
+    ids = reader.vector_ids(distinct)[rows]
+    kept, ranks = [], []
+    for start, stop in pairwise(np.searchsorted(query, np.arange(queries + 1)).tolist()):
+        best = best_documents(ids[start:stop], scores[start:stop], k)
+        kept.append(start + best)
+        ranks.append(np.arange(1, len(best) + 1, dtype=np.int32))
+    order = np.concatenate(kept)
+    return _Hits(query[order], np.concatenate(ranks), places[order], scores[order])

@@ -2,25 +2,46 @@
 
 Reads    the current release, the queries
 Writes   results: query_id, rank, doc_id, score, release
-Rerun    safe: the results are replaced
+Rerun    safe: the results are replaced; a folder of them is finished where it was left
 Run      strata search conf/quickstart.yaml --queries conf/quickstart/queries.parquet --out data/results.parquet
+         strata search conf/quickstart.yaml --items --out data/neighbours/ --filter 'pos = {q.pos}'
 """
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs._main import Conf, Overrides, finish, run_command
+
+if TYPE_CHECKING:
+    from pipeline.execution.runner import RayRunner
+    from pipeline.execution.work import StoreSpec
 
 __all__ = ["command"]
 
 
 def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
     conf: Conf,
-    queries: Annotated[
-        str, typer.Option(help="Parquet or JSONL: query_id, text or embedding, optional filter.")
+    out: Annotated[
+        str,
+        typer.Option(
+            help="Parquet to write, local or s3://; a folder, if it ends with a slash, that the cluster fills."
+        ),
     ],
-    out: Annotated[str, typer.Option(help="Parquet to write, local or s3://.")],
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            help="Parquet or JSONL: query_id, text or embedding, optional filter, in which {q.NAME} is the value of a column."
+        ),
+    ] = None,
+    items: Annotated[
+        bool,
+        typer.Option("--items", help="Instead of queries: the neighbours of every document, into a folder."),
+    ] = False,
+    where: Annotated[
+        str | None,
+        typer.Option("--filter", help="With --items: WHERE text; {q.NAME} is the document's own value."),
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Score every passing document.")] = False,
     rerank: Annotated[
@@ -39,12 +60,46 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
 
     def work() -> dict[str, object]:
         from pipeline.config import load_config
-        from pipeline.execution.searching import search_file
+        from pipeline.execution.runner import RayRunner
+        from pipeline.execution.searching import How, search_file, search_items
 
         config = load_config(conf, tuple(overrides))
-        return search_file(config, queries=queries, out=out, k=k, exact=exact, rerank=rerank, encoder=encoder)
+
+        def runner_of(store: "StoreSpec") -> "RayRunner":
+            return RayRunner(store, config.ray)
+
+        if items:
+            return search_items(config, out=out, where=where, how=How(k, exact), runner_of=runner_of)
+        return search_file(
+            config,
+            queries=queries or "",
+            out=out,
+            how=How(k, exact, rerank),
+            encoder=encoder,
+            runner_of=runner_of,
+        )
+
+    _check_options(queries, out, where, rerank, encoder, items=items)
 
     finish(work)
+
+
+def _check_options(
+    queries: str | None, out: str, where: str | None, rerank: int | None, encoder: str | None, *, items: bool
+) -> None:
+    """Refuse options that say nothing together.
+
+    Raises:
+        typer.BadParameter: Which, and what to give instead.
+    """
+    if items == (queries is not None):
+        raise typer.BadParameter("give either --queries or --items")
+    if items and not out.endswith("/"):
+        raise typer.BadParameter("with --items, --out is a folder: let it end with a slash")
+    if items and (rerank is not None or encoder is not None):
+        raise typer.BadParameter("--rerank and --encoder are of --queries")
+    if not items and where is not None:
+        raise typer.BadParameter("--filter is of --items; queries have a column `filter`")
 
 
 if __name__ == "__main__":

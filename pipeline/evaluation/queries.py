@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import StorageConfig
 from pipeline.errors import CorruptArtifactError, DataError, SchemaMismatchError
+from pipeline.filters import with_constants
 from pipeline.storage import open_store, split_uri
 from pipeline.tables import to_matrix
 
@@ -85,7 +86,7 @@ def _object(place: str, line: str) -> dict[str, Any]:
 
 
 def read_queries(uri: str, storage: StorageConfig, *, dims: int | None = None) -> Queries:
-    """Read queries: query_id (or _id), text or embedding, optional filter.
+    """Read queries: query_id (or _id), text or embedding, optional filter, in which `{q.NAME}` is the row's value in a column.
 
     Args:
         uri: Parquet, or JSONL with one object per line.
@@ -114,7 +115,7 @@ def read_queries(uri: str, storage: StorageConfig, *, dims: int | None = None) -
     filters = table["filter"].to_pylist() if "filter" in names else [None] * table.num_rows
     texts = tuple(_strings(uri, table["text"])) if content == "text" else None
     vectors = _vectors(uri, table["embedding"], dims) if content == "embedding" else None
-    return Queries(query_ids, texts, vectors, tuple(filters))
+    return Queries(query_ids, texts, vectors, tuple(with_constants(filters, table, place=uri)))
 
 
 def _strings(uri: str, column: pa.ChunkedArray) -> list[str]:

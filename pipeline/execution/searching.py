@@ -8,32 +8,54 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from pipeline.artifacts import IndexManifest
 from pipeline.config import Config
 from pipeline.corpus import documents_by_id
+from pipeline.errors import ConfigError
 from pipeline.evaluation.queries import Queries, read_queries
+from pipeline.execution.answering import (
+    How,
+    RunnerOf,
+    answer_items,
+    answer_queries,
+    filters_of,
+    results_table,
+)
 from pipeline.execution.encoders import check_encoder_of_queries, query_encoder_for
+from pipeline.index.batch import search_many
 from pipeline.index.reader import Hit, Release, SearchStats, open_release
 from pipeline.schemas import RESULTS
 from pipeline.storage import Store, open_store, split_uri
 
-__all__ = ["ExampleHits", "example_searches", "search_file"]
+__all__ = ["ExampleHits", "How", "example_searches", "search_file", "search_items"]
+
+
+TOGETHER = 32
+"""Queries from which on they are answered together."""
 
 
 def search_file(
-    config: Config, *, queries: str, out: str, k: int, exact: bool, rerank: int | None, encoder: str | None
+    config: Config,
+    *,
+    queries: str,
+    out: str,
+    how: How,
+    runner_of: RunnerOf,
+    encoder: str | None = None,
 ) -> dict[str, Any]:
     """Search the current release for every query of a file.
+
+    Many queries are answered together, unless a re-rank depth is asked for; into a folder they are on the cluster.
 
     Args:
         config: Names the root and the encoders.
         queries: Parquet or JSONL: query_id, text or embedding, optional filter.
-        out: Parquet to write, local or on S3: schemas.RESULTS.
-        k: Documents per query.
-        exact: Score every passing document.
-        rerank: Candidates scored with float16 vectors; None: the release's default, in proportion for k above ten.
+        out: Parquet to write, local or on S3: schemas.RESULTS; or a folder for parts of it, if it ends with a slash.
+        how: How they are answered.
         encoder: Name of the configured encoder for text queries, or of the one that made query vectors; None: the one in force.
+        runner_of: Gives a runner for a store; asked only for a folder.
 
     Returns:
         The summary that the job prints.
@@ -49,10 +71,15 @@ def search_file(
         )
     elif encoder is not None:
         check_encoder_of_queries(config, release.reader.manifest, encoder)
+    if out.endswith("/"):
+        if how.rerank is not None:
+            raise ConfigError("--rerank", "queries into a folder are scored with vectors", "leave it out")
+        vectors = release.vectors_of(_content(asked))
+        figures = answer_queries(config, release, asked, vectors, out, how, runner_of)
+        return {"release": release.number, **figures, "out": out}
     start = time.perf_counter()
-    hits, stats = _search(release, asked, k=k, exact=exact, rerank=rerank)
+    table, stats = _search(release, asked, how)
     seconds = time.perf_counter() - start
-    table = _results(asked, hits, release.number)
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     folder, name = split_uri(out)
@@ -72,17 +99,46 @@ def search_file(
     }
 
 
-def _search(
-    release: Release, asked: Queries, *, k: int, exact: bool, rerank: int | None
-) -> tuple[list[list[Hit]], SearchStats]:
+def search_items(
+    config: Config, *, out: str, where: str | None, how: How, runner_of: RunnerOf
+) -> dict[str, Any]:
+    """Find the nearest documents of every document of the current release.
+
+    Args:
+        config: Names the root and the cluster.
+        out: Folder for parts of schemas.RESULTS, local or on S3; query_id is the document.
+        where: WHERE text over the attributes, `{q.NAME}` in it a value of the document's own; None: no filter.
+        how: How they are answered; a document itself is not among its neighbours.
+        runner_of: Gives a runner for a store.
+    """
+    release = open_release(config.root, storage=config.storage)
+    figures = answer_items(config, release, where, out, how, runner_of)
+    return {"release": release.number, **figures, "out": out}
+
+
+def _content(asked: Queries) -> NDArray[np.float32] | list[str]:
+    return asked.vectors if asked.vectors is not None else list(asked.texts or ())
+
+
+def _search(release: Release, asked: Queries, how: How) -> tuple[pa.Table, SearchStats]:
+    """Rows of RESULTS in the order of the queries, and what they cost."""
+    if how.rerank is None and len(asked) >= TOGETHER:
+        filters = filters_of(release.reader, asked.filters)
+        vectors = release.vectors_of(_content(asked))
+        found = search_many(release.reader, vectors, filters, k=how.k, exact=how.exact)
+        return results_table(pa.array(asked.query_ids, pa.string()), found, release.number), found.stats
+    hits, stats = _search_by_filter(release, asked, how)
+    return _results(asked, hits, release.number), stats
+
+
+def _search_by_filter(release: Release, asked: Queries, how: How) -> tuple[list[list[Hit]], SearchStats]:
     """Queries with the same filter are searched together."""
     hits: list[list[Hit]] = [[] for _ in range(len(asked))]
     stats = SearchStats()
     for where in sorted(set(asked.filters), key=lambda text: text or ""):
         rows = [i for i, text in enumerate(asked.filters) if text == where]
         group = asked.subset(rows)
-        content = group.vectors if group.vectors is not None else list(group.texts or ())
-        found = release.search(content, k=k, filter=where, rerank=rerank, exact=exact)
+        found = release.search(_content(group), k=how.k, filter=where, rerank=how.rerank, exact=how.exact)
         stats = stats.plus(found.stats)
         for i, one in zip(rows, found, strict=True):
             hits[i] = one

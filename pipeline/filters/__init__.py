@@ -4,6 +4,7 @@ The grammar and its reading are in `sql`, the normal form and the canonical text
 evaluation on tables in `evaluation`, and in `regions` whether rows of which little is known can pass at all.
 """
 
+from pipeline.filters.constants import with_constants
 from pipeline.filters.evaluation import evaluate, evaluate_many
 from pipeline.filters.parsing import Filter, filter_of, parse_filter
 from pipeline.filters.predicates import (
@@ -50,4 +51,5 @@ __all__ = [
     "negate",
     "parse_filter",
     "to_sql",
+    "with_constants",
 ]

@@ -662,17 +662,16 @@ class Release:
             ValueError: A vector has the wrong width, or is zero or not finite.
         """
         where = parse_filter(filter, self.reader.attributes) if filter is not None else None
-        vectors = (
-            queries
-            if isinstance(queries, np.ndarray)
-            else self._encode([queries] if isinstance(queries, str) else queries)
-        )
+        vectors = self.vectors_of([queries] if isinstance(queries, str) else queries)
         return self.reader.search(vectors, k=k, where=where, probing=probing, rerank=rerank, exact=exact)
 
-    def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def vectors_of(self, queries: NDArray[np.floating] | Sequence[str]) -> NDArray[np.floating]:
+        """(q, d) vectors of texts; vectors are taken as they are."""
+        if isinstance(queries, np.ndarray):
+            return queries
         if self._encoder is None:
             self._encoder = self._load_encoder()
-        return self._encoder.encode_queries(texts)
+        return self._encoder.encode_queries(queries)
 
     def _load_encoder(self) -> QueryEncoder:
         """The encoder that the index was built with, checked against its fingerprint."""

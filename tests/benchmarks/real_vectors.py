@@ -8,6 +8,7 @@ import duckdb
 import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
@@ -134,11 +135,20 @@ def _embedded(data):
     config = load_config(cache_folder() / "real.yaml")
     spec = StoreSpec(config.root, config.storage)
     run(config, spec, lambda: RayRunner(spec, config.ray))
-    (partition,) = open_release(str(root)).reader.manifest.partitions
-    store = open_store(str(root))
+    return stored_vectors("")[1]
+
+
+def stored_vectors(prefix):
+    """Names and (n, d) unit vectors of the embedded texts whose names begin so.
+
+    In the order of their names, which does not depend on the layout that the texts were embedded for.
+    """
+    root = str(cache_folder() / "root")
+    (partition,) = open_release(root).reader.manifest.partitions
+    store = open_store(root)
     tables = [read_columns(store, s.vectors.path, ["doc_id", "embedding"]) for s in partition.segments]
-    table = pa.concat_tables(tables)
-    # In the order of their names, which does not depend on the layout that the texts were embedded for.
-    order = np.argsort(table["doc_id"].to_numpy())
+    tables = [one.filter(pc.starts_with(one["doc_id"], prefix)) for one in tables]
+    names = pa.concat_tables(tables)["doc_id"].to_numpy()
+    order = np.argsort(names)
     vectors = np.concatenate([to_matrix(one["embedding"]).astype(np.float32) for one in tables])[order]
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return names[order].tolist(), vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline import open_release
 from pipeline.errors import IncompatibleModelsError
-from pipeline.execution.searching import search_file
-from tests.integration.roads import configured, run_inline, settings, write_parquet
+from pipeline.execution.searching import How, search_file
+from tests.integration.roads import Inline, configured, run_inline, settings, write_parquet
 
 pytestmark = pytest.mark.model
 
@@ -87,10 +87,9 @@ def test_queries_of_an_encoder_with_another_prompt_are_refused_with_both_names(b
             config,
             queries=str(tmp_path / "q.parquet"),
             out=str(tmp_path / "r.parquet"),
-            k=1,
-            exact=False,
-            rerank=None,
+            how=How(1),
             encoder="prompted",
+            runner_of=Inline,
         )
     assert caught.value.exit_code == 65
 

@@ -32,7 +32,7 @@ from pipeline.errors import (
 )
 from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner
-from pipeline.execution.searching import search_file
+from pipeline.execution.searching import How, search_file
 from pipeline.execution.work import StoreSpec
 from pipeline.index.reader import load_manifest
 from pipeline.release import collect, hold_root, rollback, verify
@@ -736,10 +736,8 @@ def test_search_file_writes_ranked_results_for_queries_with_and_without_filters(
         config,
         queries=str(tmp_path / "q.parquet"),
         out=str(tmp_path / "r.parquet"),
-        k=7,
-        exact=False,
-        rerank=None,
-        encoder=None,
+        how=How(7),
+        runner_of=Inline,
     )
     assert set(summary) >= {"queries", "seconds", "bytes_read", "lists_probed", "partitions_opened", "rounds"}
     found = pl.read_parquet(tmp_path / "r.parquet")
@@ -777,10 +775,9 @@ def test_queries_of_an_encoder_of_another_space_are_refused_naming_both(built, t
             _with_another_encoder(config),
             queries=str(tmp_path / "q.parquet"),
             out=str(tmp_path / "r.parquet"),
-            k=3,
-            exact=False,
-            rerank=None,
+            how=How(3),
             encoder=encoder,
+            runner_of=Inline,
         )
 
     assert search("words")["hits"] == 3

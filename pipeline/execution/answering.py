@@ -1,0 +1,346 @@
+"""Queries by the million on Ray: sorted by where they look, cut into shards, each answered once; parts of Parquet in a folder.
+
+What is done is kept beside the parts until all is: a job that died goes on where it stopped. `_SUCCESS` comes last.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.artifacts import FileRef, StageOutput
+from pipeline.config import Config
+from pipeline.evaluation.queries import Queries
+from pipeline.execution.progress import track
+from pipeline.execution.runner import Runner
+from pipeline.execution.work import Done, StoreSpec, Task, digest
+from pipeline.filters import Filter, parse_filter, with_constants
+from pipeline.index.batch import ManyHits, search_many
+from pipeline.index.partition import nearest_lists
+from pipeline.index.reader import IndexReader, Release, open_release
+from pipeline.postings import Probing
+from pipeline.schemas import RESULTS
+from pipeline.storage import Store, open_store
+from pipeline.tables import read_columns, to_matrix, vector_array, write_table
+
+__all__ = ["How", "RunnerOf", "answer_items", "answer_queries", "filters_of", "results_table"]
+
+SHARD_QUERIES = 16_384
+"""Of a shard: each reads every list that it wants once."""
+WORK = "_work"
+SUCCESS = "_SUCCESS"
+PART = "part-"
+QUERIES_AT_ONCE = 4096
+"""Compared with all heads together."""
+FIRST_CHUNK = b"\0\0\0\0"
+"""Last bytes of the vector_id of the first chunk of a document."""
+
+RunnerOf = Callable[[StoreSpec], AbstractContextManager[Runner]]
+
+
+@dataclass(frozen=True)
+class How:
+    """How queries are answered."""
+
+    k: int
+    """Documents per query."""
+    exact: bool = False
+    """Whether every query is compared with every document that passes its filter."""
+    rerank: int | None = None
+    """Candidates scored with float16 vectors; None: the release's default, in proportion for k above ten."""
+
+
+def answer_queries(
+    config: Config,
+    release: Release,
+    asked: Queries,
+    vectors: NDArray[np.floating],
+    out: str,
+    how: How,
+    runner_of: RunnerOf,
+) -> dict[str, Any]:
+    """Answer queries into a folder.
+
+    Args:
+        config: Names the root and the cluster.
+        release: To search.
+        asked: The queries.
+        vectors: (q, d) of them.
+        out: Folder, local or on S3.
+        how: How they are answered.
+        runner_of: Gives a runner for a store.
+
+    Returns:
+        Figures for the summary.
+    """
+    reader = release.reader
+    filters = filters_of(reader, asked.filters)
+
+    def tasks(work: Store) -> list[Task]:
+        order = _by_place(reader, vectors, filters)
+        shards = [order[start : start + SHARD_QUERIES] for start in range(0, len(order), SHARD_QUERIES)]
+        files = [_write_queries(work, asked.subset(rows.tolist()), vectors[rows]) for rows in shards]
+        return [
+            Task("search", {"queries": ref, "shard": no}, partial(answer_shard, queries=ref))
+            for no, ref in enumerate(files)
+        ]
+
+    vectors_hash = hashlib.sha256(vectors.tobytes()).hexdigest()
+    request = {"queries": asked.query_ids, "filters": asked.filters, "vectors": vectors_hash}
+    return _answered(config, release, out, request, tasks, how, runner_of)
+
+
+def answer_items(
+    config: Config, release: Release, where: str | None, out: str, how: How, runner_of: RunnerOf
+) -> dict[str, Any]:
+    """Find the neighbours of every document of a release, itself left out.
+
+    Args:
+        config: Names the root and the cluster.
+        release: To search.
+        where: WHERE text over the attributes, `{q.NAME}` in it a value of the document's own; None: no filter.
+        out: Folder, local or on S3.
+        how: How they are answered.
+        runner_of: Gives a runner for a store.
+    """
+    places = [
+        {
+            "partition": number,
+            "segment": no,
+            "first": first,
+            "rows": min(SHARD_QUERIES, segment.vectors.rows - first),
+        }
+        for number, partition in enumerate(release.reader.manifest.partitions)
+        for no, segment in enumerate(partition.segments)
+        for first in range(0, segment.vectors.rows, SHARD_QUERIES)
+    ]
+
+    def tasks(_: Store) -> list[Task]:
+        return [
+            Task(
+                "items", {**place, "where": where, "shard": no}, partial(item_shard, place=place, where=where)
+            )
+            for no, place in enumerate(places)
+        ]
+
+    return _answered(config, release, out, {"items": where}, tasks, how, runner_of)
+
+
+def _answered(
+    config: Config,
+    release: Release,
+    out: str,
+    request: Any,
+    tasks_of: Callable[[Store], list[Task]],
+    how: How,
+    runner_of: RunnerOf,
+) -> dict[str, Any]:
+    """Perform the shards and put their parts into the folder, unless that was done before.
+
+    Args:
+        config: Names the root and the cluster.
+        release: To search.
+        out: Folder, local or on S3.
+        request: What is asked: with the release and `k`, it names the results.
+        tasks_of: Shards, from the store of the work.
+        how: How it is answered.
+        runner_of: Gives a runner for a store.
+    """
+    target = open_store(out.rstrip("/"), config.storage)
+    asked = {"index": release.reader.manifest.index, "k": how.k, "exact": how.exact}
+    fingerprint = digest({**asked, "request": request})
+    if (before := _success(target)) is not None and before["request"] == fingerprint:
+        return {**before["figures"], "skipped": True}
+    spec = StoreSpec(f"{out.rstrip('/')}/{WORK}", config.storage)
+    work = spec.open()
+    shared = {
+        "root": StoreSpec(config.root, config.storage),
+        "release": release.number,
+        "k": how.k,
+        "exact": how.exact,
+    }
+    tasks = [replace(task, inputs={**task.inputs, **asked}, shared=shared) for task in tasks_of(work)]
+    start = time.perf_counter()
+    with runner_of(spec) as runner:
+        started = time.perf_counter()
+        finished = track(runner.run(tasks), label="search", total=len(tasks))
+        done = [one for _, one in sorted(finished, key=lambda pair: pair[0])]
+    figures = _figures(done) | {
+        "start_seconds": round(started - start, 3),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    _publish(target, [one.output.files["hits"] for one in done])
+    target.write(SUCCESS, json.dumps({"request": fingerprint, "figures": figures}).encode())
+    for found in list(work.list("")):
+        work.delete(found.path)
+    return {**figures, "skipped": False}
+
+
+def _success(target: Store) -> dict[str, Any] | None:
+    if not any(found.path == SUCCESS for found in target.list(SUCCESS)):
+        return None
+    found: dict[str, Any] = json.loads(target.read(SUCCESS))
+    return found
+
+
+def _figures(done: Sequence[Done]) -> dict[str, Any]:
+    names = ("queries", "hits", "bytes_read", "requests", "lists_probed", "rows_scanned", "partitions_opened")
+    return {
+        **{name: int(sum(one.output.numbers[name] for one in done)) for name in names},
+        "rounds": int(max((one.output.numbers["rounds"] for one in done), default=0)),
+        "shards": len(done),
+        "shards_reused": sum(one.reused for one in done),
+    }
+
+
+def _publish(target: Store, parts: Sequence[FileRef]) -> None:
+    """Parts under their numbers; those of earlier results go first, and what says that those were whole before them."""
+    target.delete(SUCCESS)
+    for found in list(target.list("")):
+        if found.path.startswith(PART):
+            target.delete(found.path)
+    for number, ref in enumerate(parts):
+        target.copy(f"{WORK}/{ref.path}", f"{PART}{number:05d}.parquet")
+
+
+# ------------------------------------------------------------------------------------------------ shards
+
+
+def _by_place(
+    reader: IndexReader, vectors: NDArray[np.float32], filters: Sequence[Filter | None]
+) -> NDArray[np.int64]:
+    """Order of the queries: by the partitions that they reach, then the nearest list."""
+    parts = reader.partitions()
+    starts = range(0, len(vectors), QUERIES_AT_ONCE)
+    blocks = [nearest_lists(parts, vectors[a : a + QUERIES_AT_ONCE], Probing(1, 0.0)) for a in starts]
+    nearest = np.array([lists[0] for block in blocks for lists, _ in block], np.int64)
+    reached = {where: tuple(one.number for one in reader.partitions(where)) for where in set(filters)}
+    ranks = {route: rank for rank, route in enumerate(sorted(set(reached.values())))}
+    route = np.array([ranks[reached[where]] for where in filters], np.int64)
+    return np.lexsort((np.arange(len(vectors)), nearest, route))
+
+
+def _write_queries(work: Store, asked: Queries, vectors: NDArray[np.float32]) -> FileRef:
+    table = pa.table(
+        {
+            "query_id": pa.array(asked.query_ids, pa.string()),
+            "filter": pa.array(asked.filters, pa.string()),
+            "embedding": vector_array(vectors),
+        }
+    )
+    return write_table(work, "queries", table.schema, [table])
+
+
+def answer_shard(
+    store: Store, queries: FileRef, root: StoreSpec, release: int, *, k: int, exact: bool
+) -> StageOutput:
+    """Answer the queries of one shard.
+
+    Args:
+        store: Of the work.
+        queries: query_id, filter, embedding.
+        root: Of the index.
+        release: Number of the release.
+        k: Documents per query.
+        exact: Compare every query with every document that passes.
+
+    Returns:
+        File `hits`: rows of RESULTS.
+    """
+    opened = open_release(root.uri, release=release, storage=root.config)
+    table = read_columns(store, queries.path)
+    filters = filters_of(opened.reader, table["filter"].to_pylist())
+    vectors = to_matrix(table["embedding"]).astype(np.float32)
+    found = search_many(opened.reader, vectors, filters, k=k, exact=exact)
+    return _written(store, results_table(table["query_id"], found, release), found)
+
+
+def item_shard(
+    store: Store,
+    place: dict[str, int],
+    where: str | None,
+    root: StoreSpec,
+    release: int,
+    *,
+    k: int,
+    exact: bool,
+) -> StageOutput:
+    """Find the neighbours of some documents of one segment; the first chunk stands for a document of several.
+
+    Args:
+        store: Of the work.
+        place: partition, segment, first row and rows.
+        where: As of `answer_items`.
+        root: Of the index.
+        release: Number of the release.
+        k: Documents per document.
+        exact: Compare every one with every document that passes.
+    """
+    opened = open_release(root.uri, release=release, storage=root.config)
+    manifest = opened.reader.manifest
+    ref = manifest.partitions[place["partition"]].segments[place["segment"]].vectors
+    names = [one.name for one in manifest.attributes]
+    rows = read_columns(root.open(), ref.path, ["vector_id", "doc_id", "embedding", *names])
+    rows = rows.slice(place["first"], place["rows"])
+    rows = rows.filter(pc.equal(pc.binary_slice(rows["vector_id"].cast(pa.binary()), 12, 16), FIRST_CHUNK))
+    texts = with_constants([where] * rows.num_rows, rows, place=f"--filter {where!r}")
+    filters = filters_of(opened.reader, texts)
+    vectors = to_matrix(rows["embedding"]).astype(np.float32)
+    found = search_many(opened.reader, vectors, filters, k=k + 1, exact=exact)
+    return _written(store, _without_themselves(results_table(rows["doc_id"], found, release), k), found)
+
+
+def _without_themselves(results: pa.Table, k: int) -> pa.Table:
+    """Results whose document is another than the query, ranked anew, `k` at most."""
+    results = results.filter(pc.not_equal(results["query_id"], results["doc_id"]))
+    query = results["query_id"].combine_chunks().dictionary_encode().indices.to_numpy()
+    starts = np.flatnonzero(np.diff(query, prepend=-1))
+    rank = np.arange(len(query)) - np.repeat(starts, np.diff(starts, append=len(query))) + 1
+    place = RESULTS.get_field_index("rank")
+    results = results.set_column(place, RESULTS.field("rank"), pa.array(rank.astype(np.int32)))
+    return results.filter(pc.less_equal(results["rank"], k))
+
+
+def _written(store: Store, results: pa.Table, found: ManyHits) -> StageOutput:
+    stats = found.stats
+    return StageOutput(
+        files={"hits": write_table(store, "hits", RESULTS, [results])},
+        numbers={
+            "queries": stats.queries,
+            "hits": results.num_rows,
+            "bytes_read": stats.bytes_read,
+            "requests": stats.requests,
+            "lists_probed": stats.lists_probed,
+            "rows_scanned": stats.rows_scanned,
+            "partitions_opened": stats.partitions_opened,
+            "rounds": stats.rounds,
+        },
+    )
+
+
+def results_table(query_ids: pa.ChunkedArray | pa.Array, found: ManyHits, release: int) -> pa.Table:
+    """Rows of RESULTS.
+
+    Args:
+        query_ids: Of each query.
+        found: Their hits.
+        release: Number of the release.
+    """
+    names = query_ids.take(pa.array(found.query))
+    release_of = np.full(len(found.query), release, np.int64)
+    return pa.table([names, found.rank, found.doc_id, found.score, release_of], schema=RESULTS)
+
+
+def filters_of(reader: IndexReader, texts: Sequence[str | None]) -> list[Filter | None]:
+    """Filters of WHERE texts, each parsed once."""
+    known = {text: parse_filter(text, reader.attributes) for text in set(texts) if text is not None}
+    return [None if text is None else known[text] for text in texts]

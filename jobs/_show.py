@@ -11,7 +11,7 @@ from pipeline.artifacts import Refresh, RunRecord
 from pipeline.config import Config
 from pipeline.reporting.wording import refresh_text
 
-__all__ = ["run_line", "show_pairs", "show_redrive", "show_run", "show_runs", "show_status"]
+__all__ = ["run_line", "show_drift", "show_pairs", "show_redrive", "show_run", "show_runs", "show_status"]
 
 SHOWN_CHARS = 110
 
@@ -190,6 +190,42 @@ def run_line(record: RunRecord) -> dict[str, object]:
         "error": record.error,
         "message": record.message,
     }
+
+
+def show_drift(found: Mapping[str, Any]) -> None:
+    """Print how well the partitions serve a workload."""
+    table = Table(box=None, show_header=False)
+    rows = f"{found['rows']:,} rows"
+    lines = [
+        ("filters", f"{found['filters']:,}, {found['unfiltered']:.0%} of the queries have none"),
+        (
+            "unseen",
+            f"{found['unseen_filters']:.0%} of the filtered queries have one that the layout was not fitted to",
+        ),
+        (
+            "a query looks into",
+            f"{found['rows_touched']:,} of {rows} in {found['partitions_touched']:g} partitions",
+        ),
+        (
+            "after a new layout",
+            f"{found['rows_touched_refitted']:,} rows in {found['partitions_touched_refitted']:g} partitions",
+        ),
+        (
+            "a new layout",
+            "pays: name this file in layout.workload" if found["refitting_pays"] else "would bring little",
+        ),
+    ]
+    if found["unreadable"]:
+        lines.insert(
+            1,
+            (
+                "set aside",
+                f"{found['unreadable']:.1%} of the queries, whose filter does not fit the attributes",
+            ),
+        )
+    for name, text in lines:
+        table.add_row(name, text)
+    Console(stderr=True, highlight=False).print(table)
 
 
 def show_runs(records: Sequence[RunRecord]) -> None:

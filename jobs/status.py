@@ -4,6 +4,7 @@ Reads    alias, releases, plans, the lease, records of runs
 Writes   nothing; with --metrics a file for Prometheus
 Rerun    safe
 Run      strata status conf/quickstart.yaml
+         strata status CONF --workload last_week.parquet
 """
 
 from pathlib import Path
@@ -24,6 +25,10 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", help="Write figures for the node exporter's textfile collector."),
     ] = None,
+    workload: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Parquet of past queries: how well the partitions serve these."),
+    ] = None,
     overrides: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
 ) -> None:
     """Say what is published, what came before it, what is unfinished, who holds the root, and how the last runs went."""
@@ -43,6 +48,12 @@ def command(
             from pipeline.execution.textfile import write_textfile
 
             write_textfile(metrics, config, summary["release"], runs)
+        if workload is not None:
+            from jobs._show import show_drift
+            from pipeline.execution.drifting import layout_drift
+
+            summary["workload"] = layout_drift(config, workload)
+            show_drift(summary["workload"])
         return {**summary, "runs": [run_line(record) for record in runs[-RUNS_SHOWN:]]}
 
     finish(work)

@@ -264,6 +264,8 @@ class IndexManifest(_Frozen):
     """Conditions by which rows were told their partition, from the root of the tree down."""
     partition_table: FileRef | None = None
     """What is known of the attributes of each partition; absent where there is one."""
+    workload: FileRef | None = None
+    """Filters of past queries that the partitions were fitted to."""
     search: SearchDefaults
     statistics: dict[str, float]
     """Deterministic figures of the build: list sizes, bytes."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +61,14 @@ from pipeline.tables import read_columns
 __all__ = ["build_index", "cut_rows", "index_sizes"]
 
 
+class FittedTree(NamedTuple):
+    """The tree of partitions."""
+
+    tree: PartitionTree
+    workload: FileRef | None
+    """What it was fitted to."""
+
+
 def build_index(
     session: Session,
     plan: Plan,
@@ -68,11 +76,11 @@ def build_index(
     documents: DocumentFiles,
     source: VectorSource,
     binarizer: BinarizerInForce,
-    partition_tree: PartitionTree,
+    cut: FittedTree,
 ) -> IndexManifest:
     """Train, place, settle, build; the manifest probes every list until the index is judged."""
     config = session.config
-    trees, layout = _layout(session, documents, source, encoder, partition_tree)
+    trees, layout = _layout(session, documents, source, encoder, cut.tree)
     card = binarizer.files["binarizer"]
     inputs = {
         "texts": digest(documents.texts),
@@ -109,6 +117,7 @@ def build_index(
         partitions=tuple(partitions),
         cuts=tuple(map(layout.partition_tree.text, range(len(layout.partition_tree.cuts)))),
         partition_table=table,
+        workload=cut.workload,
         search=SearchDefaults(lists=lists, margin=MOST_MARGIN, rerank=0),
         statistics=_list_statistics(session.store, partitions, built, planned=len(layout.heads)),
     )
@@ -120,11 +129,11 @@ def cut_rows(
     documents: DocumentFiles,
     source: VectorSource,
     workload: Workload | None,
-) -> PartitionTree:
+) -> FittedTree:
     """The tree of partitions: cuts by the workload, if there is one."""
     config, schema = session.config, arrow_schema(plan.attributes)
     if workload is None or not documents.vectors:
-        return PartitionTree()
+        return FittedTree(PartitionTree(), None)
     limits = limits_for(
         config.serving.storage,
         rows=documents.vectors,
@@ -134,7 +143,8 @@ def cut_rows(
     inputs = {"texts": documents.texts, "attributes": plan.attributes, "workload": workload.fingerprint}
     call = partial(cut_partitions, source=source, workload=workload, limits=limits)
     (grown,) = session.outputs("train", [Task("partitions", inputs | {"limits": asdict(limits)}, call)])
-    return read_partition_tree(session.store, grown.files["tree"], schema)
+    tree = read_partition_tree(session.store, grown.files["tree"], schema)
+    return FittedTree(tree, grown.files["workload"])
 
 
 def _finished(

@@ -312,9 +312,9 @@ def _build_and_publish(
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-    partition_tree = cut_rows(session, plan, documents, source, prepared.workload)
+    cut = cut_rows(session, plan, documents, source, prepared.workload)
     binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
-    manifest = build_index(session, plan, encoder, documents, source, binarizer, partition_tree)
+    manifest = build_index(session, plan, encoder, documents, source, binarizer, cut)
     manifest, measured = judge(session, encoder, questions, manifest, source)
     summary: dict[str, Any] = {
         "index": manifest.index,

@@ -30,6 +30,7 @@ from pipeline.partitioning import (
     TreeLimits,
     Workload,
     grow_tree,
+    write_fitted,
     write_partition_tree,
 )
 from pipeline.schemas import heads_schema
@@ -65,7 +66,7 @@ def cut_partitions(
     """Grow the tree of partitions on the attributes of a sample.
 
     Returns:
-        File `tree`; numbers `partitions`, `sampled`.
+        Files `tree` and `workload` (what of it was fitted to); numbers `partitions`, `sampled`.
     """
     columns = ["text_hash", "vector_id", *source.schema.names]
     sample = pa.concat_tables([read_bucket(store, ref.path, 0, columns) for ref in source.texts]).slice(0, 0)
@@ -76,7 +77,8 @@ def cut_partitions(
             sample = pa.concat_tables([sample, rows.slice(0, SAMPLE_ROWS - sample.num_rows)])
     tree = grow_tree(sample, workload, limits)
     numbers = {"partitions": tree.num_partitions, "sampled": sample.num_rows}
-    return StageOutput(files={"tree": write_partition_tree(store, tree)}, numbers=numbers)
+    files = {"tree": write_partition_tree(store, tree), "workload": write_fitted(store, workload)}
+    return StageOutput(files=files, numbers=numbers)
 
 
 def train_index(

@@ -1,14 +1,18 @@
 """Which rows form a partition, and which partitions a filter can reach (HQI, arXiv 2304.01926).
 
 `workload` counts the filters of past queries, `growing` cuts rows by them, `tree` tells rows their partition, `summaries`
-describe its attributes; `stage` keeps all that. Routing by what is known of a partition never loses a match.
+describe its attributes, `drift` tells whether partitions still serve what is asked; `stage` keeps all that. Routing by what
+is known of a partition never loses a match.
 """
 
+from pipeline.partitioning.drift import PAYS, Reach, reach_of, unseen_share
 from pipeline.partitioning.growing import SAMPLE_ROWS, TreeLimits, grow_tree, limits_for
 from pipeline.partitioning.stage import (
+    read_fitted,
     read_partition_tree,
     read_regions,
     read_workload,
+    write_fitted,
     write_partition_tree,
     write_partitions,
 )
@@ -18,18 +22,24 @@ from pipeline.partitioning.workload import Workload, summarize
 
 __all__ = [
     "ONLY_PARTITION",
+    "PAYS",
     "SAMPLE_ROWS",
     "PartitionTree",
+    "Reach",
     "TreeLimits",
     "Workload",
     "grow_tree",
     "limits_for",
     "merged",
+    "reach_of",
+    "read_fitted",
     "read_partition_tree",
     "read_regions",
     "read_workload",
     "summarize",
     "summary_of",
+    "unseen_share",
+    "write_fitted",
     "write_partition_tree",
     "write_partitions",
 ]

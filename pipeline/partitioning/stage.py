@@ -16,7 +16,14 @@ from pipeline.partitioning.workload import Workload, summarize
 from pipeline.storage import Store, open_store, split_uri
 from pipeline.tables import read_columns, write_table
 
-__all__ = ["read_partition_tree", "read_regions", "read_workload", "write_partition_tree", "write_partitions"]
+__all__ = [
+    "read_fitted",
+    "read_partition_tree",
+    "read_regions",
+    "read_workload",
+    "write_partition_tree",
+    "write_partitions",
+]
 
 TREE = pa.schema(
     [
@@ -26,6 +33,10 @@ TREE = pa.schema(
     ]
 )
 """One row a node; a child below 0 is ~partition."""
+FITTED = pa.schema(
+    [pa.field("filter", pa.string(), nullable=False), pa.field("weight", pa.float64(), nullable=False)]
+)
+"""Filters that a layout was fitted to."""
 DESCRIPTION = pa.schema(
     [
         pa.field("partition_id", pa.int32(), nullable=False),
@@ -84,6 +95,20 @@ def _weights(uri: str, table: pa.Table) -> list[float]:
             f"{uri} row {wrong}", f"expected a weight from 0, found {found}", "mend the row"
         )
     return [float(one) for one in weights]
+
+
+def write_fitted(store: Store, workload: Workload) -> FileRef:
+    """Keep what a layout was fitted to: the filters and their shares of the queries."""
+    table = pa.table(
+        [[one.text for one in workload.filters], pa.array(workload.weights, pa.float64())], schema=FITTED
+    )
+    return write_table(store, "partitions", FITTED, [table], suffix=".workload.parquet")
+
+
+def read_fitted(store: Store, ref: FileRef) -> dict[str, float]:
+    """Canonical texts of filters of `write_fitted`, with their weights."""
+    table = read_columns(store, ref.path)
+    return dict(zip(table["filter"].to_pylist(), table["weight"].to_pylist(), strict=True))
 
 
 def write_partition_tree(store: Store, tree: PartitionTree) -> FileRef:

@@ -248,8 +248,7 @@ def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
     """Every file that a manifest records."""
     yield from manifest.documents
     yield from manifest.condemned
-    if manifest.partition_table is not None:
-        yield manifest.partition_table
+    yield from (ref for ref in (manifest.partition_table, manifest.workload) if ref is not None)
     for partition in manifest.partitions:
         yield from (*partition.navigation, *partition.codes.files)
         for segment in partition.segments:

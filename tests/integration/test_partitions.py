@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.execution.drifting import layout_drift
 from pipeline.filters import evaluate, parse_filter
 from pipeline.index.reader import open_release
 from pipeline.release import verify
@@ -178,3 +179,24 @@ def test_filters_that_do_not_fit_are_set_aside_and_the_rest_is_learned_from(tmp_
         "\"section\" = 'a'",
         '"section" <> \'a\' OR "section" IS NULL',
     ]
+
+
+def _drift(folder, config, asked):
+    pq.write_table(pa.table({"filter": pa.array(asked, pa.string())}), folder / "asked.parquet")
+    return layout_drift(config, str(folder / "asked.parquet"))
+
+
+def test_status_says_when_another_layout_pays(built, tmp_path):
+    _, config = built
+    same = _drift(tmp_path, config, FILTERS)
+    assert same["unseen_filters"] == 0
+    assert not same["refitting_pays"]
+    other = _drift(
+        tmp_path, config, ["section = 'c' AND year > 2015", "list_contains(tags, 'z') AND year = 2003"] * 3
+    )
+    assert other["unseen_filters"] == 1
+    assert other["rows_touched_refitted"] < 0.5 * other["rows_touched"]
+    assert other["refitting_pays"]
+    bare = _drift(tmp_path, config, [None, "gone = 1"])
+    assert (bare["rows_touched"], bare["partitions_touched"], bare["unreadable"]) == (ROWS, 8, 0.5)
+    assert bare["partitions_touched_refitted"] == 1

@@ -6,7 +6,10 @@ import time
 from functools import cache
 from pathlib import Path
 
+import faiss
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -18,6 +21,7 @@ from pipeline.execution.work import StoreSpec
 from pipeline.filters import evaluate, parse_filter
 from pipeline.index.batch import search_many
 from pipeline.index.reader import open_release
+from pipeline.partitioning import SAMPLE_ROWS, grow_tree, limits_for, summarize
 from tests.benchmarks.hybrid_search import Flat, Ivf, K, PostFilter, loop, one_by_one
 from tests.benchmarks.hybrid_vectors import hybrid_set
 
@@ -193,3 +197,131 @@ def test_filtered_queries_together_beside_other_ways(hybrid, truth, tmp_path):
             best = max(best, rate if share >= ENOUGH else 0.0)
     ours = rates["workload tree", "together"]
     print(f"ours to the loop {ours / base_rate:.2f}, to the best that asks one by one {ours / best:.1f}")
+
+
+def drifted(hybrid, seed=5):
+    """The same templates and filters with their ranks permuted."""
+    distinct = sorted({one for one in hybrid.filters if one is not None})
+    other = dict(zip(distinct, np.random.default_rng(seed).permutation(distinct).tolist(), strict=True))
+    return hybrid._replace(
+        filters=[other.get(one) for one in hybrid.filters],
+        past_filters=[other.get(one) for one in hybrid.past_filters],
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.ray
+@pytest.mark.timeout(7200)
+def test_rows_touched_unfiltered_latency_and_drift(hybrid, tmp_path):
+    parse, test = _filters(hybrid)
+    one, _ = build(hybrid, tmp_path / "one")
+    tree, _ = build(hybrid, tmp_path / "tree", hybrid.workload)
+    other = drifted(hybrid)
+    pq.write_table(
+        pa.table({"filter": pa.array(other.past_filters, pa.string())}), tmp_path / "drifted.parquet"
+    )
+    refitted, _ = build(hybrid, tmp_path / "refitted", tmp_path / "drifted.parquet")
+    passing = {
+        text: int(test(parse(text), hybrid.table).sum()) for text in set(hybrid.filters) if text is not None
+    }
+    print(
+        "\n| workload, layout | partitions | rows of those that a filtered query reaches | rows that pass | queries/s together |"
+    )
+    print("|---|---|---|---|---|")
+    for name, asked, release in (
+        ("fitted, one partition", hybrid, one),
+        ("fitted, workload tree", hybrid, tree),
+        ("drifted, one partition", other, one),
+        ("drifted, workload tree", other, tree),
+        ("drifted, refitted tree", other, refitted),
+    ):
+        filtered = [text for text in asked.filters if text is not None]
+        reached = {
+            text: [part.part.rows for part in release.reader.partitions(parse(text))]
+            for text in set(filtered)
+        }
+        rows = np.mean([sum(reached[text]) for text in filtered])
+        parts = np.mean([len(reached[text]) for text in filtered])
+        lowest = np.mean([passing[text] for text in filtered])
+        _, seconds, _ = together(release, asked)
+        print(f"| {name} | {parts:.1f} | {rows:,.0f} | {lowest:,.0f} | {len(asked.queries) / seconds:,.0f} |")
+    times = {}
+    bare = hybrid.queries[:300]
+    for _ in range(3):
+        for name, release in (("one", one), ("tree", tree)):
+            for query in bare:
+                start = time.perf_counter()
+                release.reader.search(query, k=K)
+                times.setdefault(name, []).append(time.perf_counter() - start)
+    p50 = {name: 1000 * float(np.median(seconds)) for name, seconds in times.items()}
+    count = len(tree.reader.manifest.partitions)
+    print(
+        f"unfiltered, one by one: p50 {p50['one']:.2f} ms in one partition, {p50['tree']:.2f} ms in {count}: {p50['tree'] / p50['one']:.2f} x"
+    )
+    assert p50["tree"] <= 1.3 * p50["one"]
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.timeout(3600)
+def test_what_routing_by_centroids_would_save_and_lose(hybrid):
+    """HQI routes by the centroids nearest to a query, too; we do not."""
+    parse, test = _filters(hybrid)
+    kmeans = faiss.Kmeans(hybrid.base.shape[1], 64, niter=10, seed=1)
+    kmeans.train(hybrid.base)
+    own = kmeans.index.search(hybrid.base, 1)[1][:, 0]
+    near = kmeans.index.search(hybrid.queries[:ALONE], 16)[1]
+    found = loop(hybrid.base, hybrid.table, hybrid.queries[:ALONE], hybrid.filters[:ALONE], parse, test)
+    sizes = np.bincount(own, minlength=64)
+    print(
+        "\n| nearest centroids of 64 | rows of them | nearest ten in them, filtered | unfiltered |\n|---|---|---|---|"
+    )
+    filtered = np.array([text is not None for text in hybrid.filters[:ALONE]])
+    for count in (1, 2, 4, 8, 16):
+        within = (own[found][:, :, None] == near[:, None, :count]).any(axis=2) & (found >= 0)
+        shares = [within[some].sum() / (found[some] >= 0).sum() for some in (filtered, ~filtered)]
+        print(
+            f"| {count} | {sizes[near[:, :count]].sum(axis=1).mean() / len(own):.2f} | {shares[0]:.3f} | {shares[1]:.3f} |"
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_tree_of_a_hundred_filters_over_a_million_rows_grows_in_less_than_a_minute():
+    rng, rows = np.random.default_rng(3), 1_000_000
+    table = pa.table(
+        {
+            "year": rng.integers(1999, 2027, rows),
+            "kind": pa.array(np.char.add("k", rng.zipf(1.5, rows).clip(1, 400).astype(str))),
+            "tags": pa.array([[f"t{i % 300}", f"t{i % 7}"] for i in range(rows)]),
+        }
+    )
+    makers = [
+        lambda: f"year >= {rng.integers(1999, 2027)} AND kind = 'k{rng.integers(1, 40)}'",
+        lambda: f"list_contains(tags, 't{rng.integers(0, 300)}')",
+        lambda: (
+            f"kind IN ('k{rng.integers(1, 9)}', 'k{rng.integers(10, 99)}') AND year < {rng.integers(2000, 2027)}"
+        ),
+    ]
+    filters = list(dict.fromkeys(makers[i % 3]() for i in range(400)))[:100]
+    workload = summarize(
+        [(text, 1 / rank) for rank, text in enumerate(filters, 1)], table.schema, coverage=1.0
+    )
+    limits = limits_for("ssd", rows=rows, min_rows=8192, max_partitions=64)
+    start = time.perf_counter()
+    tree = grow_tree(table.take(rng.choice(rows, SAMPLE_ROWS, replace=False)), workload, limits)
+    grown = time.perf_counter() - start
+    whole_start = time.perf_counter()
+    whole = grow_tree(table, workload, limits)
+    of_all = time.perf_counter() - whole_start
+    assigned_start = time.perf_counter()
+    tree.assign(table)
+    assigned = time.perf_counter() - assigned_start
+    print(
+        f"\n{len(workload.filters)} filters: grown on {SAMPLE_ROWS:,} rows {grown:.1f} s, {tree.num_partitions} partitions,",
+        end=" ",
+    )
+    print(f"on all {rows:,} {of_all:.1f} s, {whole.num_partitions}; telling all rows theirs {assigned:.1f} s")
+    assert grown + assigned < 60
+    assert of_all < 60

@@ -25,8 +25,10 @@ __all__ = ["Batch", "Found", "ManyHits", "Work", "answer", "search_many"]
 
 PASSING_ROWS = 1000
 """Passing rows among which a query that probes lists looks for its neighbours, at least."""
-LISTS_WITHOUT_COPIES = 2
-"""Lists that are probed for one of the release's rule, which reckons with copies: here a list is its own vectors."""
+WIDER = 1.2
+"""Of the lists and the margin of the release's rule, which reckons with copies in lists and with codes; here a list is its own
+vectors, scored as they are. *Measured* on 162,093 vectors and 6,666 queries, most of them filtered, where `search` found .972: 1.0
+finds .967 in 5,500 rows a query, 1.4 .988 in 10,900, 2.0 .998 in 21,300."""
 GATHERED, SCORED = 0.8, 0.05
 """Nanoseconds a dimension to pick a passing row out of a partition, and to multiply a row with a query: by these a group of
 queries is compared with all rows that pass, or probes lists."""
@@ -249,14 +251,14 @@ def _nearest_enough(
     distances: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, least: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Queries and lists: the nearest lists by the rule, and more where those have fewer than `least` passing rows."""
-    most = LISTS_WITHOUT_COPIES * rule.lists
+    most = round(WIDER * rule.lists)
     count = min(distances.shape[1], max(most, 1 + int(2 * least / max(passing.mean(), 1))))
     near = np.argpartition(distances, count - 1, axis=1)[:, :count]
     apart = np.take_along_axis(distances, near, axis=1)
     order = np.lexsort((near, apart), axis=1)
     near, apart = np.take_along_axis(near, order, axis=1), np.take_along_axis(apart, order, axis=1)
     before = np.cumsum(passing[near], axis=1) - passing[near]
-    margin = LISTS_WITHOUT_COPIES * rule.margin
+    margin = WIDER * rule.margin
     taken = (apart <= apart[:, :1] + margin) & (np.arange(count) < most) | (before < least)
     short = before[:, -1] + passing[near[:, -1]] < least
     if count < distances.shape[1] and short.any():
@@ -377,28 +379,27 @@ class _Block(NamedTuple):
     ) -> int:
         """Lists with the queries that probe them; rows that fail a query's filter count for nothing."""
         low, high = min(held.rows.start for held in lists), max(held.rows.stop for held in lists)
-        masks = _masks_of(groups, number, first + low, first + high)
+        fails = _failing(groups, number, first + low, first + high)
         products = 0
         for rows, members in lists:
             queries, of_group = pairs.queries[members], pairs.groups[members]
             vectors = self.vectors[self.at[rows.start] : self.at[rows.stop - 1] + 1]
             scores = batch.queries[queries] @ vectors.T
-            if masks is not None:
-                passes = masks[of_group, rows.start - low : rows.stop - low]
-                scores = np.where(passes, scores, np.float32(-np.inf))
+            if fails is not None:
+                np.putmask(scores, fails[of_group, rows.start - low : rows.stop - low], -np.inf)
             best.add_best(queries, self.place + rows.start, scores)
             products += scores.size
         return products
 
 
-def _masks_of(groups: Sequence[_Group], number: int, first: int, stop: int) -> NDArray[np.bool_] | None:
-    """(groups, rows) whether rows of a partition pass; None where no group has a filter."""
+def _failing(groups: Sequence[_Group], number: int, first: int, stop: int) -> NDArray[np.bool_] | None:
+    """(groups, rows) whether rows of a partition fail the filters of groups; None where no group has one."""
     if all(group.bitmaps is None for group in groups):
         return None
     found = np.zeros((len(groups), stop - first), np.bool_)
     for at, group in enumerate(groups):
-        if group.bitmaps is None or number in group.bitmaps:
-            found[at] = group.mask(number, first, stop)
+        if group.bitmaps is not None and number in group.bitmaps:
+            np.logical_not(group.mask(number, first, stop), out=found[at])
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, islice
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,10 @@ __all__ = [
     "open_release",
 ]
 
+T = TypeVar("T")
+A = TypeVar("A")
+B = TypeVar("B")
+
 QUERY_BLOCK = 256
 """Queries searched together, at most."""
 CANDIDATES_AT_ONCE = 1 << 17
@@ -80,6 +84,8 @@ ENTRIES_AT_ONCE = 1 << 18
 """Entries of lists that are read together, about; bounds the memory of a block of queries."""
 SCORES_AT_ONCE = 1 << 23
 """Scores of lists that the same queries probe, about, and distances of queries to heads."""
+MOST_REMEMBERED = 10_000
+"""Filters whose parsed form and partitions are kept: parsing one takes as long as answering a query."""
 WIDER = 0.1
 """Margin of the second try of a query that found too few documents, at least."""
 
@@ -135,6 +141,27 @@ class QueryEncoder(Protocol):
         ...
 
 
+class _Remembered(Generic[A, B]):
+    """The last `MOST_REMEMBERED` results of a function.
+
+    Args:
+        of: The function.
+    """
+
+    def __init__(self, of: Callable[[A], B]) -> None:
+        self._of = of
+        self._known: dict[str, B] = {}
+
+    def of(self, key: str, argument: A) -> B:
+        """Its result; `key` stands for the argument."""
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known = {}
+            found = self._known[key] = self._of(argument)
+        return found
+
+
 # ------------------------------------------------------------------------------------------------ index
 
 
@@ -154,6 +181,7 @@ class IndexReader:
         self._store = store
         self._opened: dict[int, PartitionReader] = {}
         self._binarizers: dict[str, Binarizer] = {}
+        self._routes = _Remembered(self._route)
         self._one_each = manifest.num_documents == sum(part.rows for part in manifest.partitions)
 
     def open(self) -> None:
@@ -228,12 +256,16 @@ class IndexReader:
 
     def partitions(self, where: Filter | None = None) -> list[Numbered]:
         """Those that may hold a row passing a filter, opened and numbered by their place in the manifest; all if None."""
-        reached = [
-            (number, self._reader(partition))
+        partitions = self.manifest.partitions
+        numbers = range(len(partitions)) if where is None else self._routes.of(where.text, where)
+        return numbered((number, self._reader(partitions[number])) for number in numbers)
+
+    def _route(self, where: Filter) -> tuple[int, ...]:
+        return tuple(
+            number
             for number, partition in enumerate(self.manifest.partitions)
-            if where is None or self._may_hold(partition, where)
-        ]
-        return numbered(reached)
+            if self._may_hold(partition, where)
+        )
 
     def _may_hold(self, partition: Partition, where: Filter) -> bool:
         region = self._regions.get(partition.partition_id)
@@ -280,7 +312,6 @@ def checked_queries(vectors: NDArray[np.floating], manifest: IndexManifest, k: i
     return queries / norms
 
 
-T = TypeVar("T")
 NOTHING = Candidates(np.zeros(0, np.int64), np.zeros(0, np.float32))
 NO_KEYS = np.zeros((0, VECTOR_ID.byte_width), np.uint8)
 ROW_MASK = 0xFFFFFFFF
@@ -630,6 +661,7 @@ class Release:
         self.record = record
         self._encoder = encoder
         self._storage = storage
+        self._filters = _Remembered(lambda text: parse_filter(text, reader.attributes))
 
     @property
     def number(self) -> int:
@@ -661,7 +693,7 @@ class Release:
             FilterError: The filter cannot be parsed or does not fit the attributes.
             ValueError: A vector has the wrong width, or is zero or not finite.
         """
-        where = parse_filter(filter, self.reader.attributes) if filter is not None else None
+        where = self._filters.of(filter, filter) if filter is not None else None
         vectors = self.vectors_of([queries] if isinstance(queries, str) else queries)
         return self.reader.search(vectors, k=k, where=where, probing=probing, rerank=rerank, exact=exact)
 

@@ -88,8 +88,8 @@ def plainly_probed(reader, query, where, k, probing):
         seen = 0
         least = max(batching.PASSING_ROWS, k) if where is not None else k
         for place, no in enumerate(order):
-            near = distances[no] <= distances[order[0]] + 2 * probing.margin
-            if not (near and place < 2 * probing.lists) and seen >= least:
+            near = distances[no] <= distances[order[0]] + batching.WIDER * probing.margin
+            if not (near and place < round(batching.WIDER * probing.lists)) and seen >= least:
                 break
             rows, _ = one.part.primaries_of(np.array([no]))
             rows = rows[mask[rows]]

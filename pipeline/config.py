@@ -232,6 +232,9 @@ class LayoutConfig(_Strict):
     """Rows of a partition at least, about."""
     max_partitions: int = Field(64, ge=1, le=4096)
     """Partitions at most. Fewer are made where more would cost queries more than they save."""
+    unfiltered_slowdown: float = Field(1.3, ge=1)
+    """How many times as long as in one partition a query without a filter may take, about: bounds the partitions, unless every
+    query of the workload has a filter."""
     rows_per_list: int | None = Field(None, ge=1, le=MOST_ROWS_PER_LIST)
     """Rows of a posting list, about, copies not counted; the number of lists follows from the rows. No list has more than twice
     as many. Absent: 100, more where the heads would not fit in `serving.memory_mb`."""

@@ -134,12 +134,7 @@ def cut_rows(
     config, schema = session.config, arrow_schema(plan.attributes)
     if workload is None or not documents.vectors:
         return FittedTree(PartitionTree(), None)
-    limits = limits_for(
-        config.serving.storage,
-        rows=documents.vectors,
-        min_rows=config.layout.min_partition_rows,
-        max_partitions=config.layout.max_partitions,
-    )
+    limits = limits_for(workload, config.layout, rows=documents.vectors, storage=config.serving.storage)
     inputs = {"texts": documents.texts, "attributes": plan.attributes, "workload": workload.fingerprint}
     call = partial(cut_partitions, source=source, workload=workload, limits=limits)
     (grown,) = session.outputs("train", [Task("partitions", inputs | {"limits": asdict(limits)}, call)])

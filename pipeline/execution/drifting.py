@@ -42,12 +42,7 @@ def layout_drift(config: Config, workload: str) -> dict[str, Any]:
     manifest = open_release(config.root, storage=config.storage).reader.manifest
     asked = read_workload(workload, config.storage, arrow_schema(manifest.attributes))
     rows = sum(one.rows for one in manifest.partitions)
-    limits = limits_for(
-        config.serving.storage,
-        rows=rows,
-        min_rows=config.layout.min_partition_rows,
-        max_partitions=config.layout.max_partitions,
-    )
+    limits = limits_for(asked, config.layout, rows=rows, storage=config.serving.storage)
     sample = _sample(store, manifest, rows)
     tree = grow_tree(sample, asked, limits)
     sizes = np.bincount(tree.assign(sample), minlength=tree.num_partitions) * (rows / max(sample.num_rows, 1))

@@ -27,8 +27,8 @@ PASSING_ROWS = 1000
 """Passing rows among which a query that probes lists looks for its neighbours, at least."""
 WIDER = 1.2
 """Of the lists and the margin of the release's rule, which reckons with copies in lists and with codes; here a list is its own
-vectors, scored as they are. *Measured* on 162,093 vectors and 6,666 queries, most of them filtered, where `search` found .972: 1.0
-finds .967 in 5,500 rows a query, 1.4 .988 in 10,900, 2.0 .998 in 21,300."""
+vectors, scored as they are. *Measured* on 162,093 vectors and 6,666 queries, most of them filtered, where `search` found .972:
+1.0 finds .967 in 5,500 rows a query, 1.4 .988 in 10,900, 2.0 .998 in 21,300."""
 GATHERED, SCORED = 0.8, 0.05
 """Nanoseconds a dimension to pick a passing row out of a partition, and to multiply a row with a query: by these a group of
 queries is compared with all rows that pass, or probes lists."""

@@ -329,6 +329,13 @@ class _Group(NamedTuple):
     entries: int
 
 
+class _Read(NamedTuple):
+    """A group with the entries of its lists."""
+
+    group: _Group
+    lists: list[Entries]
+
+
 class _Rotated:
     """Queries as codes are scored with them, by binarizer; each is reckoned once."""
 
@@ -478,21 +485,28 @@ class _Block:
         gathered: list["_Gathered"],
     ) -> None:
         rotated = _Rotated(queries)
-        for group, lists in self._read_groups(probed):
-            part, members = self._part_of[group.number], group.members
-            rows, scores = self._score(part, lists, queries[members], rotated.by(part.binarizer)[members])
-            self._scanned += len(rows) * len(members)
-            places = (group.number << 32) + rows
+        for groups in self._read_groups(probed):
+            part, members = self._part_of[groups[0].group.number], groups[0].group.members
+            places, entries = self._passing_entries(groups)
+            scores = part.estimates(entries, queries[members], rotated.by(part.binarizer)[members])
+            self._scanned += scores.size
             for query, row in zip(members.tolist(), scores, strict=True):
                 gathered[query].add(Candidates(places, row))
 
-    def _read_groups(self, probed: list[NDArray[np.int64]]) -> Iterator[tuple["_Group", list[Entries]]]:
-        """Lists that the same queries probe, with these; lists of many groups are read at once, whatever their partitions."""
+    def _read_groups(self, probed: list[NDArray[np.int64]]) -> Iterator[list["_Read"]]:
+        """Lists that the same queries probe, of partitions with the same binarizer; those of many groups are read at once."""
         groups = [group for one in self._partitions for group in self._groups_of(one, probed)]
         sizes = np.array([group.entries for group in groups], np.int64)
         for batch in np.split(np.arange(len(groups)), borders(sizes, ENTRIES_AT_ONCE)):
-            if len(batch):
-                yield from self._read([groups[i] for i in batch])
+            same: dict[tuple[bytes, int], list[_Read]] = {}
+            for read in self._read([groups[i] for i in batch]):
+                binarizer = self._part_of[read.group.number].binarizer
+                same.setdefault((read.group.members.tobytes(), id(binarizer)), []).append(read)
+            for reads in same.values():
+                held = np.array([read.group.entries for read in reads], np.int64)
+                most = SCORES_AT_ONCE // len(reads[0].group.members)
+                for some in np.split(np.arange(len(reads)), borders(held, most)):
+                    yield [reads[i] for i in some]
 
     def _groups_of(self, one: Numbered, probed: list[NDArray[np.int64]]) -> Iterator["_Group"]:
         """Groups of lists of one partition."""
@@ -502,7 +516,7 @@ class _Block:
             for some in np.split(lists, borders(entries[lists], most)):
                 yield _Group(one.number, some, members, int(entries[some].sum()))
 
-    def _read(self, groups: Sequence["_Group"]) -> Iterator[tuple["_Group", list[Entries]]]:
+    def _read(self, groups: Sequence["_Group"]) -> Iterator["_Read"]:
         """The lists of groups, whose partitions follow each other, read in one round."""
         runs = [list(run) for _, run in groupby(groups, lambda group: group.number)]
         readings = [
@@ -512,23 +526,21 @@ class _Block:
         for run, found in zip(runs, in_one_round(self._store, readings), strict=True):
             read = iter(found)
             for group in run:
-                yield group, list(islice(read, len(group.lists)))
+                yield _Read(group, list(islice(read, len(group.lists))))
 
-    def _score(
-        self,
-        part: PartitionReader,
-        lists: list[Entries],
-        queries: NDArray[np.float32],
-        rotated: NDArray[np.float32],
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Rows (n,) and estimates (queries, n) of the passing entries of lists."""
-        entries = Entries.joined(lists)
+    def _passing_entries(self, reads: Sequence["_Read"]) -> tuple[NDArray[np.int64], Entries]:
+        """Places (n,) of the entries of lists that pass, and these."""
+        entries = Entries.joined([one for read in reads for one in read.lists])
+        numbers = np.array([read.group.number for read in reads], np.int64)
+        stops = np.cumsum([read.group.entries for read in reads])
         rows = entries.row.astype(np.int64)
-        if self._where is not None:
-            kept = part.mask(self._where)[rows]
-            entries = entries.only(kept)
-            rows = rows[kept]
-        return rows, part.estimates(entries, queries, rotated)
+        places = rows + np.repeat(numbers << 32, np.diff(stops, prepend=0))
+        if self._where is None:
+            return places, entries
+        masks = [self._part_of[number].mask(self._where) for number in numbers.tolist()]
+        parts = np.split(rows, stops[:-1])
+        kept = np.concatenate([mask[own] for mask, own in zip(masks, parts, strict=True)])
+        return places[kept], entries.only(kept)
 
     def _hits(
         self, queries: NDArray[np.float32], found: list[Candidates], *, rescore: bool
@@ -661,7 +673,9 @@ class Release:
         self.record = record
         self._encoder = encoder
         self._storage = storage
-        self._filters = _Remembered(lambda text: parse_filter(text, reader.attributes))
+        self._filters: _Remembered[str, Filter] = _Remembered(
+            lambda text: parse_filter(text, reader.attributes)
+        )
 
     @property
     def number(self) -> int:

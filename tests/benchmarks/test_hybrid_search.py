@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline.config import load_config
+from pipeline.config import LayoutConfig, load_config
 from pipeline.execution.answering import filters_of
 from pipeline.execution.flows import run
 from pipeline.execution.runner import RayRunner
@@ -81,6 +81,7 @@ def build(hybrid, folder, workload=None, **layout):
             "embedding": "embedding",
             "attributes": ["year", "cwe", "products"],
         },
+        "binarizer": {"method": "rotation"},
         "layout": {**layout, **({"workload": str(workload)} if workload else {})},
         "evaluation": {"target_recall": 0.97},
         "ray": {"num_cpus": 2},
@@ -308,7 +309,7 @@ def test_a_tree_of_a_hundred_filters_over_a_million_rows_grows_in_less_than_a_mi
     workload = summarize(
         [(text, 1 / rank) for rank, text in enumerate(filters, 1)], table.schema, coverage=1.0
     )
-    limits = limits_for("ssd", rows=rows, min_rows=8192, max_partitions=64)
+    limits = limits_for(workload, LayoutConfig(), rows=rows, storage="ssd")
     start = time.perf_counter()
     tree = grow_tree(table.take(rng.choice(rows, SAMPLE_ROWS, replace=False)), workload, limits)
     grown = time.perf_counter() - start

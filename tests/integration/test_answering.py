@@ -28,6 +28,7 @@ def config(tmp_path_factory):
         "rows_per_list": 25,
         "segment_rows": 150,
         "min_partition_rows": 50,
+        "unfiltered_slowdown": 10,
         "workload": str(folder / "past.parquet"),
     }
     with pytest.MonkeyPatch.context() as patch:

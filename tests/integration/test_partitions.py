@@ -41,6 +41,7 @@ def _configured(folder, root="root", filters=FILTERS, **more):
         "segment_rows": 80,
         "min_partition_rows": 60,
         "max_partitions": 8,
+        "unfiltered_slowdown": 10,
         "workload": str(folder / "workload.parquet"),
     }
     return configured(folder, settings(folder / root, folder / "corpus/*.parquet", layout=layout | more))

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.config import LayoutConfig
 from pipeline.filters import evaluate, parse_filter
 from pipeline.partitioning import (
     PartitionTree,
     TreeLimits,
     grow_tree,
+    limits_for,
     read_partition_tree,
     summarize,
     write_partition_tree,
@@ -111,3 +113,12 @@ def test_without_filters_there_is_one_partition_whose_path_is_true():
     assert tree == PartitionTree()
     assert tree.readable_path(0) == "TRUE"
     assert not tree.assign(table()).any()
+
+
+@pytest.mark.parametrize(
+    ("asked", "slowdown", "most"), [([None], 1.3, 4), ([None], 1.0, 1), ([], 1.0, 64), ([None], 9.0, 64)]
+)
+def test_partitions_are_bounded_by_what_queries_without_a_filter_pay(asked, slowdown, most):
+    workload = summarize([(text, 1.0) for text in ["n = 1", *asked]], SCHEMA)
+    layout = LayoutConfig(unfiltered_slowdown=slowdown)
+    assert limits_for(workload, layout, rows=10**6, storage="ssd").max_partitions == most

@@ -7,15 +7,11 @@ Run      strata search conf/quickstart.yaml --queries conf/quickstart/queries.pa
          strata search conf/quickstart.yaml --items --out data/neighbours/ --filter 'pos = {q.pos}'
 """
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from jobs._main import Conf, Overrides, finish, run_command
-
-if TYPE_CHECKING:
-    from pipeline.execution.runner import RayRunner
-    from pipeline.execution.work import StoreSpec
 
 __all__ = ["command"]
 
@@ -64,20 +60,14 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
         from pipeline.execution.searching import How, search_file, search_items
 
         config = load_config(conf, tuple(overrides))
-
-        def runner_of(store: "StoreSpec") -> "RayRunner":
-            return RayRunner(store, config.ray)
-
-        if items:
-            return search_items(config, out=out, where=where, how=How(k, exact), runner_of=runner_of)
-        return search_file(
-            config,
-            queries=queries or "",
-            out=out,
-            how=How(k, exact, rerank),
-            encoder=encoder,
-            runner_of=runner_of,
-        )
+        to: dict[str, Any] = {
+            "out": out,
+            "how": How(k, exact, rerank),
+            "runner_of": lambda store: RayRunner(store, config.ray),
+        }
+        if queries is None:
+            return search_items(config, where=where, **to)
+        return search_file(config, queries=queries, encoder=encoder, **to)
 
     _check_options(queries, out, where, rerank, encoder, items=items)
 

@@ -65,18 +65,27 @@ def search_file(
     """
     release = open_release(config.root, storage=config.storage)
     asked = read_queries(queries, config.storage, dims=release.reader.manifest.dims)
-    if asked.texts is not None:
-        release = Release(
-            release.reader, release.record, query_encoder_for(config, release.reader.manifest, encoder)
-        )
-    elif encoder is not None:
-        check_encoder_of_queries(config, release.reader.manifest, encoder)
+    release = _with_encoder(config, release, asked, encoder)
     if out.endswith("/"):
         if how.rerank is not None:
             raise ConfigError("--rerank", "queries into a folder are scored with vectors", "leave it out")
         vectors = release.vectors_of(_content(asked))
         figures = answer_queries(config, release, asked, vectors, out, how, runner_of)
         return {"release": release.number, **figures, "out": out}
+    return {"release": release.number, **_search_to_file(config, release, asked, out, how), "out": out}
+
+
+def _with_encoder(config: Config, release: Release, asked: Queries, encoder: str | None) -> Release:
+    """The release with the encoder of text queries; that of query vectors is only held against it."""
+    if asked.texts is not None:
+        found = query_encoder_for(config, release.reader.manifest, encoder)
+        return Release(release.reader, release.record, found)
+    if encoder is not None:
+        check_encoder_of_queries(config, release.reader.manifest, encoder)
+    return release
+
+
+def _search_to_file(config: Config, release: Release, asked: Queries, out: str, how: How) -> dict[str, Any]:
     start = time.perf_counter()
     table, stats = _search(release, asked, how)
     seconds = time.perf_counter() - start
@@ -85,7 +94,6 @@ def search_file(
     folder, name = split_uri(out)
     open_store(folder, config.storage).write(name, buffer.getvalue())
     return {
-        "release": release.number,
         "queries": len(asked),
         "hits": table.num_rows,
         "seconds": round(seconds, 4),
@@ -95,7 +103,6 @@ def search_file(
         "rows_scanned": stats.rows_scanned,
         "partitions_opened": stats.partitions_opened,
         "rounds": stats.rounds,
-        "out": out,
     }
 
 

@@ -453,6 +453,7 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
         "float32_bytes_per_document": round(
             4 * manifest.dims * sum(p.rows for p in manifest.partitions) / documents, 1
         ),
+        "partitions": len(manifest.partitions),
         "lists": int(manifest.statistics["lists"]),
         "server_memory_mb": _server_mb(int(manifest.statistics["lists"]), manifest.dims),
         "list_rows_cv": round(manifest.statistics["list_rows_cv"], 3),

@@ -32,10 +32,6 @@ from pipeline.storage import Store, open_store, split_uri
 __all__ = ["ExampleHits", "How", "example_searches", "search_file", "search_items"]
 
 
-TOGETHER = 32
-"""Queries from which on they are answered together."""
-
-
 def search_file(
     config: Config,
     *,
@@ -129,13 +125,20 @@ def _content(asked: Queries) -> NDArray[np.float32] | list[str]:
 
 def _search(release: Release, asked: Queries, how: How) -> tuple[pa.Table, SearchStats]:
     """Rows of RESULTS in the order of the queries, and what they cost."""
-    if how.rerank is None and len(asked) >= TOGETHER:
+    if how.rerank is None and _pays_together(release.reader.manifest, len(asked)):
         filters = filters_of(release.reader, asked.filters)
         vectors = release.vectors_of(_content(asked))
         found = search_many(release.reader, vectors, filters, k=how.k, exact=how.exact)
         return results_table(pa.array(asked.query_ids, pa.string()), found, release.number), found.stats
     hits, stats = _search_by_filter(release, asked, how)
     return _results(asked, hits, release.number), stats
+
+
+def _pays_together(manifest: IndexManifest, queries: int) -> bool:
+    """Whether reading the vectors of all lists once is cheaper than the codes of those that each query probes."""
+    entry_bytes, vector_bytes = manifest.partitions[0].codes.code_bytes + 8, 2 * manifest.dims
+    lists = sum(one.heads.rows for one in manifest.partitions)
+    return queries * min(manifest.search.lists, lists) * entry_bytes >= lists * vector_bytes
 
 
 def _search_by_filter(release: Release, asked: Queries, how: How) -> tuple[list[list[Hit]], SearchStats]:

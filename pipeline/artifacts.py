@@ -222,6 +222,8 @@ class Partition(_Frozen):
     partition_id: int
     path: str = ""
     """Condition on the attributes that holds for its rows and no others; empty where it is the only one."""
+    bits: str = ""
+    """What each of the manifest's cuts is on the way to it: 1 TRUE, 0 not TRUE, - not asked."""
     space: str
     """Encoder fingerprint of its vectors."""
     codes: CodesInfo

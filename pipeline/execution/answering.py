@@ -5,20 +5,24 @@ What is done is kept beside the parts until all is: a job that died goes on wher
 
 import hashlib
 import json
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.config import Config
+from pipeline.errors import MissingFileError
 from pipeline.evaluation.queries import Queries
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
@@ -28,6 +32,7 @@ from pipeline.index.batch import ManyHits, search_many
 from pipeline.index.partition import nearest_lists
 from pipeline.index.reader import IndexReader, Release, open_release
 from pipeline.postings import Probing
+from pipeline.release import hold_root
 from pipeline.schemas import RESULTS
 from pipeline.storage import Store, open_store
 from pipeline.tables import read_columns, to_matrix, vector_array, write_table
@@ -38,11 +43,12 @@ SHARD_QUERIES = 16_384
 """Of a shard: each reads every list that it wants once."""
 WORK = "_work"
 SUCCESS = "_SUCCESS"
-PART = "part-"
-QUERIES_AT_ONCE = 4096
-"""Compared with all heads together."""
-FIRST_CHUNK = b"\0\0\0\0"
-"""Last bytes of the vector_id of the first chunk of a document."""
+PART = re.compile(r"part-\d{5}\.parquet")
+"""Names of our own: others that stand in the folder are left alone."""
+DISTANCES_AT_ONCE = 1 << 24
+"""Of queries to heads."""
+DOCUMENT_BYTES = 12
+"""Leading bytes of a vector_id that name the document; the rest is the number of the chunk."""
 
 RunnerOf = Callable[[StoreSpec], AbstractContextManager[Runner]]
 
@@ -112,6 +118,7 @@ def answer_items(
         how: How they are answered.
         runner_of: Gives a runner for a store.
     """
+    _check_filter(release.reader, where)
     places = [
         {
             "partition": number,
@@ -155,20 +162,52 @@ def _answered(
         how: How it is answered.
         runner_of: Gives a runner for a store.
     """
-    target = open_store(out.rstrip("/"), config.storage)
-    asked = {"index": release.reader.manifest.index, "k": how.k, "exact": how.exact}
+    folder = out.rstrip("/")
+    asked = {
+        "index": release.reader.manifest.index,
+        "release": release.number,
+        "k": how.k,
+        "exact": how.exact,
+    }
     fingerprint = digest({**asked, "request": request})
-    if (before := _success(target)) is not None and before["request"] == fingerprint:
-        return {**before["figures"], "skipped": True}
-    spec = StoreSpec(f"{out.rstrip('/')}/{WORK}", config.storage)
-    work = spec.open()
+    target, spec = (
+        open_store(folder, config.storage),
+        StoreSpec(f"{folder}/{WORK}/{fingerprint}", config.storage),
+    )
+    with hold_root(open_store(f"{folder}/{WORK}", config.storage), "search", config.lease) as lease:
+        if (before := _success(target)) is not None and before["request"] == fingerprint:
+            _clear(spec.open())
+            return {**before["figures"], "skipped": True}
+        figures, parts = _performed(config, release, spec, tasks_of, asked, how, runner_of)
+        lease.check()
+        _publish(target, f"{WORK}/{fingerprint}", parts)
+        target.write(SUCCESS, json.dumps({"request": fingerprint, "figures": figures}).encode())
+        _clear(spec.open())
+    return {**figures, "skipped": False}
+
+
+def _clear(work: Store) -> None:
+    for found in list(work.list("")):
+        work.delete(found.path)
+
+
+def _performed(
+    config: Config,
+    release: Release,
+    spec: StoreSpec,
+    tasks_of: Callable[[Store], list[Task]],
+    asked: dict[str, Any],
+    how: How,
+    runner_of: RunnerOf,
+) -> tuple[dict[str, Any], list[FileRef]]:
+    """Figures of all shards, and their hits."""
     shared = {
         "root": StoreSpec(config.root, config.storage),
         "release": release.number,
         "k": how.k,
         "exact": how.exact,
     }
-    tasks = [replace(task, inputs={**task.inputs, **asked}, shared=shared) for task in tasks_of(work)]
+    tasks = [replace(task, inputs={**task.inputs, **asked}, shared=shared) for task in tasks_of(spec.open())]
     start = time.perf_counter()
     with runner_of(spec) as runner:
         started = time.perf_counter()
@@ -178,18 +217,16 @@ def _answered(
         "start_seconds": round(started - start, 3),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    _publish(target, [one.output.files["hits"] for one in done])
-    target.write(SUCCESS, json.dumps({"request": fingerprint, "figures": figures}).encode())
-    for found in list(work.list("")):
-        work.delete(found.path)
-    return {**figures, "skipped": False}
+    return figures, [one.output.files["hits"] for one in done]
 
 
 def _success(target: Store) -> dict[str, Any] | None:
-    if not any(found.path == SUCCESS for found in target.list(SUCCESS)):
+    """What stands there of earlier results; None where another tool left it, or nobody."""
+    try:
+        found = json.loads(target.read(SUCCESS))
+    except (MissingFileError, ValueError):
         return None
-    found: dict[str, Any] = json.loads(target.read(SUCCESS))
-    return found
+    return found if isinstance(found, dict) and {"request", "figures"} <= found.keys() else None
 
 
 def _figures(done: Sequence[Done]) -> dict[str, Any]:
@@ -202,14 +239,14 @@ def _figures(done: Sequence[Done]) -> dict[str, Any]:
     }
 
 
-def _publish(target: Store, parts: Sequence[FileRef]) -> None:
+def _publish(target: Store, work: str, parts: Sequence[FileRef]) -> None:
     """Parts under their numbers; those of earlier results go first, and what says that those were whole before them."""
     target.delete(SUCCESS)
     for found in list(target.list("")):
-        if found.path.startswith(PART):
+        if PART.fullmatch(found.path):
             target.delete(found.path)
     for number, ref in enumerate(parts):
-        target.copy(f"{WORK}/{ref.path}", f"{PART}{number:05d}.parquet")
+        target.copy(f"{work}/{ref.path}", f"part-{number:05d}.parquet")
 
 
 # ------------------------------------------------------------------------------------------------ shards
@@ -220,8 +257,11 @@ def _by_place(
 ) -> NDArray[np.int64]:
     """Order of the queries: by the partitions that they reach, then the nearest list."""
     parts = reader.partitions()
-    starts = range(0, len(vectors), QUERIES_AT_ONCE)
-    blocks = [nearest_lists(parts, vectors[a : a + QUERIES_AT_ONCE], Probing(1, 0.0)) for a in starts]
+    size = max(1, DISTANCES_AT_ONCE // sum(one.part.num_lists for one in parts))
+    # One thread: products, and so shards and their names, must not depend on the machine's cores.
+    with threadpool_limits(1):
+        starts = range(0, len(vectors), size)
+        blocks = [nearest_lists(parts, vectors[a : a + size], Probing(1, 0.0)) for a in starts]
     nearest = np.array([lists[0] for block in blocks for lists, _ in block], np.int64)
     reached = {where: tuple(one.number for one in reader.partitions(where)) for where in set(filters)}
     ranks = {route: rank for rank, route in enumerate(sorted(set(reached.values())))}
@@ -291,12 +331,49 @@ def item_shard(
     names = [one.name for one in manifest.attributes]
     rows = read_columns(root.open(), ref.path, ["vector_id", "doc_id", "embedding", *names])
     rows = rows.slice(place["first"], place["rows"])
-    rows = rows.filter(pc.equal(pc.binary_slice(rows["vector_id"].cast(pa.binary()), 12, 16), FIRST_CHUNK))
+    rows = rows.filter(
+        pa.array(_is_first_chunk(rows["vector_id"], _condemned_chunks(root.open(), manifest.condemned)))
+    )
     texts = with_constants([where] * rows.num_rows, rows, place=f"--filter {where!r}")
     filters = filters_of(opened.reader, texts)
     vectors = to_matrix(rows["embedding"]).astype(np.float32)
     found = search_many(opened.reader, vectors, filters, k=k + 1, exact=exact)
     return _written(store, _without_themselves(results_table(rows["doc_id"], found, release), k), found)
+
+
+def _check_filter(reader: IndexReader, where: str | None) -> None:
+    """Refuse a filter before anything is started, as if a document of nulls asked.
+
+    Raises:
+        FilterError: It cannot be parsed or does not fit the attributes.
+        SchemaMismatchError: It asks for a value that documents do not have.
+    """
+    nulls = pa.table({one.name: pa.nulls(1, one.type) for one in reader.attributes})
+    filters_of(reader, with_constants([where], nulls, place=f"--filter {where!r}"))
+
+
+def _condemned_chunks(store: Store, files: Sequence[FileRef]) -> dict[bytes, set[int]]:
+    """Chunks that are in no list because their text cannot be encoded, by the document's bytes of their vector_ids."""
+    found: dict[bytes, set[int]] = {}
+    for ref in files:
+        for one in read_columns(store, ref.path, ["vector_id"])["vector_id"].to_pylist():
+            found.setdefault(one[:DOCUMENT_BYTES], set()).add(int.from_bytes(one[DOCUMENT_BYTES:], "big"))
+    return found
+
+
+def _is_first_chunk(vector_ids: pa.ChunkedArray, condemned: Mapping[bytes, set[int]]) -> NDArray[np.bool_]:
+    """(n,) which of some vectors are the first of their document that there are."""
+    first = {
+        document: next(number for number in count() if number not in chunks)
+        for document, chunks in condemned.items()
+    }
+    return np.array(
+        [
+            int.from_bytes(one[DOCUMENT_BYTES:], "big") == first.get(one[:DOCUMENT_BYTES], 0)
+            for one in vector_ids.to_pylist()
+        ],
+        np.bool_,
+    )
 
 
 def _without_themselves(results: pa.Table, k: int) -> pa.Table:

@@ -151,12 +151,11 @@ def _finished(
         own = built[first:stop]
         if number and not any(one.settled.numbers["rows"] for one in own):
             continue
-        path = tree.readable_path(number) if tree.cuts else ""
-        partitions.append(finish_partition(store, own, codes, space=space, partition_id=number, path=path))
+        partitions.append(finish_partition(store, own, codes, space=space, tree=tree, partition_id=number))
         settled.append([one.settled for one in own])
     if not tree.cuts:
         return partitions, None
-    return partitions, describe_partitions(store, partitions, settled, tree, plan.attributes)
+    return partitions, describe_partitions(store, partitions, settled, plan.attributes)
 
 
 def _with_graph(session: Session, partition: Partition) -> Partition:

@@ -19,6 +19,7 @@ from pipeline.partitioning import (
     read_fitted,
     read_regions,
     read_workload,
+    region_of_path,
     unseen_share,
 )
 from pipeline.storage import Store, open_store
@@ -46,9 +47,12 @@ def layout_drift(config: Config, workload: str) -> dict[str, Any]:
     sample = _sample(store, manifest, rows)
     tree = grow_tree(sample, asked, limits)
     sizes = np.bincount(tree.assign(sample), minlength=tree.num_partitions) * (rows / max(sample.num_rows, 1))
-    now = reach_of(_regions(store, manifest), [one.rows for one in manifest.partitions], asked)
+    counts = [one.rows for one in manifest.partitions]
+    now = reach_of(_regions(store, manifest), counts, asked)
     then = reach_of(tree.regions, sizes.tolist(), asked)
-    costs = now.cost(limits.open_rows), then.cost(limits.open_rows)
+    # Of partitions that are not built yet no more is known than their paths.
+    by_paths = reach_of(_paths(manifest), counts, asked)
+    costs = by_paths.cost(limits.open_rows), then.cost(limits.open_rows)
     return {
         "filters": len(asked.filters),
         "unfiltered": round(asked.unfiltered, 4),
@@ -69,6 +73,12 @@ def _regions(store: Store, manifest: IndexManifest) -> list[Region]:
     attributes = arrow_schema(manifest.attributes)
     found = read_regions(store, manifest.partition_table, manifest.cuts, attributes)
     return [found[one.partition_id] for one in manifest.partitions]
+
+
+def _paths(manifest: IndexManifest) -> list[Region]:
+    """What the paths of the partitions alone say."""
+    attributes = arrow_schema(manifest.attributes)
+    return [region_of_path(one.bits, manifest.cuts, attributes) for one in manifest.partitions]
 
 
 def _unseen(store: Store, manifest: IndexManifest, asked: Workload) -> float:

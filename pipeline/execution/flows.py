@@ -272,7 +272,7 @@ def _inputs_key(
         "encoder": [encoder.fingerprint, encoder.query_fingerprint],
         "redrives": redrives,
         "settings": settings,
-        "workload": workload.fingerprint if workload is not None else None,
+        "workload": [workload.fingerprint, config.serving.storage] if workload is not None else None,
         "judged": contents,
         "versions": versions(),
     }

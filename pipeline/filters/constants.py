@@ -13,10 +13,11 @@ from pipeline.errors import SchemaMismatchError
 __all__ = ["with_constants"]
 
 PLACE: Final = re.compile(r"\{q\.([^{}]+)\}")
+QUOTED: Final = re.compile(r"'\{q\.[^{}]+\}'")
 
 
 def with_constants(texts: Sequence[str | None], rows: pa.Table, *, place: str) -> list[str | None]:
-    """Put the values of rows into the texts of their filters; NULL for a null, so that comparisons with it hold for nothing.
+    """Put the values of rows into the texts of their filters; NULL for a null or NaN: comparisons with it hold for nothing.
 
     Args:
         texts: Of each row, or None.
@@ -26,6 +27,10 @@ def with_constants(texts: Sequence[str | None], rows: pa.Table, *, place: str) -
     Raises:
         SchemaMismatchError: A column is missing, or a value is none that filters compare with.
     """
+    quoted = next((text for text in texts if text is not None and QUOTED.search(text)), None)
+    if quoted is not None:
+        problem = f"{QUOTED.search(quoted)[0]} stands in quotes in {quoted}"  # type: ignore[index]
+        raise SchemaMismatchError(place, problem, "leave them out: a string brings its own")
     names = sorted({name for text in set(texts) if text is not None for name in PLACE.findall(text)})
     absent = next((name for name in names if name not in rows.column_names), None)
     if absent is not None:
@@ -56,8 +61,9 @@ def _literal(value: Any, name: str, place: str) -> str:
             return "'" + value.replace("'", "''") + "'"
         case date():  # which instants are, too
             return f"'{value.isoformat()}'"
-        case float() if math.isfinite(value):
-            return repr(value)
+        case float():
+            # SQL has no literal for infinity; a number beyond the range of doubles reads as one.
+            return "NULL" if math.isnan(value) else repr(value).replace("inf", "1e999")
         case int():
             return str(value)
     problem = f"expected a string, number, truth value or instant in `{name}`, found {value!r}"

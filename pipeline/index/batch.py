@@ -40,6 +40,8 @@ DISTANCES_AT_ONCE = 1 << 22
 """Of queries to heads."""
 CHUNKS = 4
 """Vectors that are looked for per document, where documents have several."""
+RESULTS_AT_ONCE = 1 << 23
+"""Vectors found that are held together."""
 ROUNDS = 3
 """Of I/O: attributes, vectors, doc_ids."""
 NOWHERE = -1
@@ -237,7 +239,7 @@ def _probed_of(batch: Batch, group: _Group) -> Iterator[tuple[NDArray[np.int64],
     )
     alive = np.flatnonzero(passing)
     numbers, passing = numbers[alive], passing[alive]
-    size = max(1, DISTANCES_AT_ONCE // len(numbers))
+    size = max(1, DISTANCES_AT_ONCE // sum(one.part.num_lists for one in group.reached))
     least = max(PASSING_ROWS, batch.k) if group.bitmaps is not None else batch.k
     for start in range(0, len(group.members), size):
         members = group.members[start : start + size]
@@ -292,11 +294,10 @@ def _answer_segment(
     """Compare queries with the vectors of one segment; how many products that took."""
     first, stop = span
     whole = [group for group in whole if one in group.reached]
-    masks = [group.mask(one.number, first, stop) for group in whole]
     lists = _lists_of_segment(one, span, pairs)
     needed = np.zeros(stop - first, np.bool_)
-    for mask in masks:
-        needed |= mask
+    for group in whole:
+        needed |= group.mask(one.number, first, stop)
     for held in lists:
         needed[held.rows.start : held.rows.stop] = True
     if not needed.any():
@@ -304,8 +305,8 @@ def _answer_segment(
     vectors = one.part.embeddings(first + np.flatnonzero(needed))
     block = _Block((one.number << 32) + first, vectors, np.cumsum(needed) - 1)
     products = 0
-    for group, mask in zip(whole, masks, strict=True):
-        products += block.compare_passing(batch, group, mask, best)
+    for group in whole:
+        products += block.compare_passing(batch, group, group.mask(one.number, first, stop), best)
     for some in _fitting(lists, stop - first, len(probing)):
         products += block.compare_lists(batch, one.number, first, some, probing, pairs, best)
     return products
@@ -362,8 +363,7 @@ class _Block(NamedTuple):
         at = self.at[rows]
         is_run = at[-1] - at[0] + 1 == len(at)
         vectors = self.vectors[at[0] : at[-1] + 1] if is_run else self.vectors[at]
-        count = min(batch.k, len(rows))
-        scores, near = faiss.knn(batch.queries[group.members], vectors, count, faiss.METRIC_INNER_PRODUCT)
+        near, scores = _nearest_rows(batch.queries[group.members], vectors, min(batch.k, len(rows)))
         best.add(group.members, self.place + rows[near], scores)
         return len(rows) * len(group.members)
 
@@ -390,6 +390,31 @@ class _Block(NamedTuple):
             best.add_best(queries, self.place + rows.start, scores)
             products += scores.size
         return products
+
+
+def _nearest_rows(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(q, count) rows with the largest products and (q, count) these; of equals at the border the lower rows."""
+    more = min(count + 1, len(vectors))
+    scores, near = faiss.knn(queries, vectors, more, faiss.METRIC_INNER_PRODUCT)
+    if more > count:
+        unsure = np.flatnonzero(scores[:, count] == scores[:, count - 1])
+        near, scores = near[:, :count], scores[:, :count]
+        if len(unsure):
+            products = queries[unsure] @ vectors.T
+            near[unsure] = _largest(products, count)
+            scores[unsure] = np.take_along_axis(products, near[unsure], axis=1)
+    return near, scores
+
+
+def _largest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """(q, count) columns of the largest scores of each row, in no order; of equals at the border the lower columns."""
+    near = np.argpartition(scores, -count, axis=1)[:, -count:]
+    border = np.take_along_axis(scores, near, axis=1).min(axis=1, keepdims=True)
+    unsure = np.flatnonzero(((scores >= border).sum(axis=1) > count) & (border[:, 0] > -np.inf))
+    near[unsure] = np.argsort(-scores[unsure], axis=1, kind="stable")[:, :count]
+    return near
 
 
 def _failing(groups: Sequence[_Group], number: int, first: int, stop: int) -> NDArray[np.bool_] | None:
@@ -420,18 +445,19 @@ class _Best:
         """Consider (n, few) vectors of distinct queries (n,)."""
         scores = np.hstack([self._scores[queries], scores])
         places = np.hstack([self._places[queries], places])
-        kept = np.argpartition(-scores, self._k - 1, axis=1)[:, : self._k]
+        kept = np.lexsort((places, -scores), axis=1)[:, : self._k]
         self._scores[queries] = np.take_along_axis(scores, kept, axis=1)
         self._places[queries] = np.take_along_axis(places, kept, axis=1)
 
     def add_best(self, queries: NDArray[np.int64], first: int, scores: NDArray[np.float32]) -> None:
         """Consider vectors at consecutive places, with their (n, rows) scores."""
-        better = np.flatnonzero(scores.max(axis=1) > self._scores[queries].min(axis=1))
+        best = scores.max(axis=1)
+        better = np.flatnonzero((best >= self._scores[queries].min(axis=1)) & (best > -np.inf))
         if not len(better):
             return
         queries, scores = queries[better], scores[better]
         if scores.shape[1] > self._k:
-            near = np.argpartition(scores, -self._k, axis=1)[:, -self._k :]
+            near = _largest(scores, self._k)
             self.add(queries, first + near, np.take_along_axis(scores, near, axis=1))
         else:
             self.add(queries, np.broadcast_to(first + np.arange(scores.shape[1]), scores.shape), scores)
@@ -486,8 +512,14 @@ def search_many(
     defaults = reader.manifest.search
     rule = probing or Probing(defaults.lists, defaults.margin)
     before = reader.cost
-    batch = Batch(queries, filters, k if reader.one_each else CHUNKS * k, rule, exact)
-    hits, work = _searched(reader, batch, _routes(reader, set(filters)), k)
+    depth, routes = k if reader.one_each else CHUNKS * k, _routes(reader, set(filters))
+    parts, work = list[_Hits](), Work()
+    for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // depth)):
+        some = slice(start, start + size)
+        hits, cost = _searched(reader, Batch(queries[some], filters[some], depth, rule, exact), routes, k)
+        parts.append(hits._replace(query=hits.query + start))
+        work = work.plus(cost)
+    hits = _Hits.joined(parts)
     places, rows = np.unique(hits.place, return_inverse=True)
     names = reader.doc_ids(places).take(pa.array(rows))
     read, requests = (now - then for now, then in zip(reader.cost, before, strict=True))
@@ -518,6 +550,20 @@ class _Hits(NamedTuple):
     place: NDArray[np.int64]
     score: NDArray[np.float32]
 
+    @classmethod
+    def joined(cls, parts: Sequence["_Hits"]) -> "_Hits":
+        """Of several runs of queries, one after the other."""
+        return cls(
+            np.concatenate([np.zeros(0, np.int64), *(part.query for part in parts)]),
+            np.concatenate([np.zeros(0, np.int32), *(part.rank for part in parts)]),
+            np.concatenate([np.zeros(0, np.int64), *(part.place for part in parts)]),
+            np.concatenate([np.zeros(0, np.float32), *(part.score for part in parts)]),
+        )
+
+    def take(self, rows: NDArray[np.int64] | NDArray[np.bool_]) -> "_Hits":
+        """Some of them."""
+        return _Hits(self.query[rows], self.rank[rows], self.place[rows], self.score[rows])
+
 
 def _searched(
     reader: IndexReader, batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]], k: int
@@ -539,20 +585,15 @@ def _searched(
     )
     more, work = _searched(reader, again, routes, k)
     kept = ~np.isin(hits.query, short)
-    query = np.concatenate([hits.query[kept], short[more.query]])
-    order = np.argsort(query, kind="stable")
-    joined = _Hits(
-        query[order],
-        np.concatenate([hits.rank[kept], more.rank])[order],
-        np.concatenate([hits.place[kept], more.place])[order],
-        np.concatenate([hits.score[kept], more.score])[order],
-    )
-    return joined, found.work.plus(work)
+    both = _Hits.joined([hits.take(kept), more._replace(query=short[more.query])])
+    return both.take(np.argsort(both.query, kind="stable")), found.work.plus(work)
 
 
 def _documents(reader: IndexReader, hits: _Hits, queries: int, k: int) -> _Hits:
     """The best row of each document, k at most of a query."""
     query, _, places, scores = hits
+    if not len(query):
+        return hits
     distinct, rows = np.unique(places, return_inverse=True)
     ids = reader.vector_ids(distinct)[rows]
     kept, ranks = [], []

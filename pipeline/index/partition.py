@@ -116,7 +116,9 @@ class _SegmentReader:
         return self.own_requests + sum(file.requests for file in self._files)
 
     def attributes(self, columns: Sequence[str]) -> pa.Table:
-        """Attribute columns, kept once read."""
+        """Attribute columns, kept once read; as many rows where none is asked for."""
+        if not columns:
+            return pa.table({"": pa.nulls(self.rows)})
         absent = [name for name in columns if name not in self._columns]
         if absent:
             table = read_columns(self._store, self.path, absent)

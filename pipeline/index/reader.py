@@ -251,7 +251,7 @@ class IndexReader:
     @property
     def cost(self) -> tuple[int, int]:
         """Bytes and requests so far."""
-        costs = [part.cost for part in self._opened.values()]
+        costs = [part.cost for part in list(self._opened.values())]
         return sum(read for read, _ in costs), sum(requests for _, requests in costs)
 
     def partitions(self, where: Filter | None = None) -> list[Numbered]:
@@ -268,8 +268,7 @@ class IndexReader:
         )
 
     def _may_hold(self, partition: Partition, where: Filter) -> bool:
-        region = self._regions.get(partition.partition_id)
-        return region is None or region.may_hold(where.predicate)
+        return self._regions.get(partition.partition_id, ANYWHERE).may_hold(where.predicate)
 
     @cached_property
     def _regions(self) -> dict[int, Region]:
@@ -314,6 +313,7 @@ def checked_queries(vectors: NDArray[np.floating], manifest: IndexManifest, k: i
 
 NOTHING = Candidates(np.zeros(0, np.int64), np.zeros(0, np.float32))
 NO_KEYS = np.zeros((0, VECTOR_ID.byte_width), np.uint8)
+ANYWHERE = Region()
 ROW_MASK = 0xFFFFFFFF
 """Of a place: partition << 32 | row."""
 

@@ -38,7 +38,7 @@ from pipeline.index.assembly import (
 from pipeline.index.binarizers import folder_of, load_binarizer
 from pipeline.index.training import Layout
 from pipeline.index.vectors import SLICE_ROWS, VectorSource, iterate_vectors
-from pipeline.partitioning import ONLY_PARTITION, PartitionTree, merged, summary_of, write_partitions
+from pipeline.partitioning import ONLY_PARTITION, UNCUT, PartitionTree, merged, summary_of, write_partitions
 from pipeline.postings import HeadGraph
 from pipeline.schemas import (
     DIRECTORY,
@@ -123,8 +123,8 @@ def settle_segment(
         layout: Lists and segments.
 
     Returns:
-        Files `vectors`, `entries` (cut by segment), `lists` and `summary` (of the attributes); numbers `rows`, `entries`,
-        `lists`, and `split`: lists that there are because others were too long.
+        Files `vectors`, `entries` (cut by segment), `lists` and, where there are partitions, `summary` (of the attributes);
+        numbers `rows`, `entries`, `lists`, and `split`: lists that there are because others were too long.
 
     Raises:
         IncompatibleModelsError: The placed rows come from more than one encoder or binarizer.
@@ -139,13 +139,14 @@ def settle_segment(
     entries = entries_of(settled, segment_no).replace_schema_metadata(made)
     of_entry = layout.segments[entries["list_no"].to_numpy()]
     lists = _lists_table(settled, vectors, starts)
-    summary = summary_of(settled.rows, arrow_schema(attributes))
     files = {
         "vectors": vectors.ref,
         "entries": write_bucketed(store, "scratch/entries", entries, of_entry),
         "lists": write_table(store, "scratch/lists", lists.schema, [lists]),
-        "summary": write_table(store, "scratch/summaries", summary.schema, [summary]),
     }
+    if layout.partition_tree.cuts:
+        summary = summary_of(settled.rows, arrow_schema(attributes))
+        files["summary"] = write_table(store, "scratch/summaries", summary.schema, [summary])
     numbers = {
         "rows": settled.rows.num_rows,
         "entries": entries.num_rows,
@@ -370,8 +371,8 @@ def finish_partition(
     codes: CodesInfo,
     *,
     space: str,
+    tree: PartitionTree = UNCUT,
     partition_id: int = ONLY_PARTITION,
-    path: str = "",
 ) -> Partition:
     """Write directory and heads, and describe the partition.
 
@@ -380,8 +381,8 @@ def finish_partition(
         segments: In order.
         codes: Shape of its codes, from `codes_info`.
         space: Fingerprint of the encoder.
+        tree: That told rows their partition.
         partition_id: Number of the partition.
-        path: Condition that holds for its rows and no others; empty where it is the only one.
     """
     parts = [read_columns(store, one.built.files["directory_part"].path) for one in segments]
     firsts = np.cumsum([0, *(part.num_rows for part in parts)])
@@ -404,7 +405,8 @@ def finish_partition(
     )
     return Partition(
         partition_id=partition_id,
-        path=path,
+        path=tree.readable_path(partition_id) if tree.cuts else "",
+        bits=tree.bits(partition_id),
         space=space,
         codes=codes,
         heads=heads,
@@ -420,7 +422,6 @@ def describe_partitions(
     store: Store,
     partitions: Sequence[Partition],
     settled: Sequence[Sequence[StageOutput]],
-    tree: PartitionTree,
     attributes: tuple[Attribute, ...],
 ) -> FileRef:
     """Write what is known of the attributes of each partition.
@@ -429,7 +430,6 @@ def describe_partitions(
         store: The root.
         partitions: All of an index.
         settled: What `settle_segment` made of the segments of each.
-        tree: That told rows their partition.
         attributes: Of the documents.
     """
     schema = arrow_schema(attributes)
@@ -438,7 +438,7 @@ def describe_partitions(
             "partition_id": part.partition_id,
             "rows": part.rows,
             "path": part.path,
-            "bits": tree.bits(part.partition_id),
+            "bits": part.bits,
         }
         for part in partitions
     ]

@@ -12,18 +12,20 @@ from pipeline.partitioning.stage import (
     read_partition_tree,
     read_regions,
     read_workload,
+    region_of_path,
     write_fitted,
     write_partition_tree,
     write_partitions,
 )
 from pipeline.partitioning.summaries import merged, summary_of
-from pipeline.partitioning.tree import ONLY_PARTITION, PartitionTree
+from pipeline.partitioning.tree import ONLY_PARTITION, UNCUT, PartitionTree
 from pipeline.partitioning.workload import Workload, summarize
 
 __all__ = [
     "ONLY_PARTITION",
     "PAYS",
     "SAMPLE_ROWS",
+    "UNCUT",
     "PartitionTree",
     "Reach",
     "TreeLimits",
@@ -36,6 +38,7 @@ __all__ = [
     "read_partition_tree",
     "read_regions",
     "read_workload",
+    "region_of_path",
     "summarize",
     "summary_of",
     "unseen_share",

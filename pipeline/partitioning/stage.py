@@ -11,7 +11,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import CorruptArtifactError, SchemaMismatchError
 from pipeline.filters import Atom, Region, parse_filter
 from pipeline.partitioning.summaries import region_of, summary_schema
-from pipeline.partitioning.tree import Cut, PartitionTree
+from pipeline.partitioning.tree import NOT_ASKED, Cut, PartitionTree
 from pipeline.partitioning.workload import Workload, summarize
 from pipeline.storage import Store, open_store, split_uri
 from pipeline.tables import read_columns, write_table
@@ -21,6 +21,7 @@ __all__ = [
     "read_partition_tree",
     "read_regions",
     "read_workload",
+    "region_of_path",
     "write_partition_tree",
     "write_partitions",
 ]
@@ -160,11 +161,17 @@ def read_regions(store: Store, ref: FileRef, cuts: Sequence[str], attributes: pa
         attributes: Of the documents.
     """
     atoms = [as_atom(text, attributes) for text in cuts]
-    found: dict[int, Region] = {}
-    for row in read_columns(store, ref.path).to_pylist():
-        region = region_of(row, attributes)
-        for atom, bit in zip(atoms, row["bits"], strict=True):
-            if bit in "01":
-                region = region.where(atom, holds=bit == "1")
-        found[row["partition_id"]] = region
-    return found
+    rows = read_columns(store, ref.path).to_pylist()
+    return {row["partition_id"]: _narrowed(region_of(row, attributes), atoms, row["bits"]) for row in rows}
+
+
+def region_of_path(bits: str, cuts: Sequence[str], attributes: pa.Schema) -> Region:
+    """What the rows of a partition can have by its path alone."""
+    return _narrowed(Region(), [as_atom(text, attributes) for text in cuts], bits)
+
+
+def _narrowed(region: Region, atoms: Sequence[Atom], bits: str) -> Region:
+    for atom, bit in zip(atoms, bits, strict=True):
+        if bit != NOT_ASKED:
+            region = region.where(atom, holds=bit == "1")
+    return region

@@ -61,34 +61,46 @@ def summary_of(rows: pa.Table, attributes: pa.Schema) -> pa.Table:
 def _described(column: pa.ChunkedArray) -> dict[str, Any]:
     is_list = pa.types.is_list(column.type)
     nulls = column.null_count
-    scalars = pc.list_flatten(column) if is_list else column
-    distinct = pc.unique(scalars.drop_null())
-    found = {"nulls": nulls, **({} if is_list else _ends(scalars))}
+    scalars = (pc.list_flatten(column) if is_list else column).drop_null()
+    is_instant = pa.types.is_timestamp(scalars.type)
+    if is_instant:  # as numbers: an instant may lie beyond the years that Python has
+        scalars = scalars.cast(pa.int64())
+    distinct = pc.unique(scalars)
+    found = {"nulls": nulls, **({} if is_list else _ends(scalars, is_instant=is_instant))}
     values = distinct.to_pylist() if len(distinct) <= MOST_HASHED else None
-    if (
-        values is not None
-        and len(values) <= FEW
-        and all(map(_is_short, values))
-        and not any(map(_is_nan, values))
-    ):
-        return found | {"values": sorted(values)}
+    if values is not None and len(values) <= FEW:
+        written = [_instant(value) for value in values] if is_instant else values
+        if all(_is_written_out(value) for value in written):
+            return found | {"values": sorted(written)}
     return found | {"bloom": None if values is None else _bloom(values).tobytes()}
 
 
-def _ends(column: pa.ChunkedArray) -> dict[str, Any]:
-    ends = pc.min_max(column)
+def _ends(scalars: pa.ChunkedArray, *, is_instant: bool) -> dict[str, Any]:
+    has_nan = pa.types.is_floating(scalars.type) and bool(pc.any(pc.is_nan(scalars)).as_py())
+    if has_nan:
+        scalars = scalars.filter(pc.invert(pc.is_nan(scalars)))
+    ends = pc.min_max(scalars)
     low, high = ends["min"].as_py(), ends["max"].as_py()
-    if pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py():
-        high = None  # NaN is greater than all numbers
-    return {name: end for name, end in (("min", low), ("max", high)) if _is_short(end)}
+    if is_instant:
+        low, high = (None if end is None else _instant(end) for end in (low, high))
+    # NaN is greater than all numbers, and no end is written that would not compare with others.
+    found = {"min": low, "max": None if has_nan else high}
+    return {name: end for name, end in found.items() if end is not None and _is_written_out(end)}
 
 
-def _is_short(value: Any) -> bool:
-    return not isinstance(value, str) or len(value) <= MOST_CHARS
+def _instant(microseconds: int) -> datetime | None:
+    """None beyond the years that Python has."""
+    try:
+        return EPOCH + timedelta(microseconds=microseconds)
+    except OverflowError:
+        return None
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _is_written_out(value: Any) -> bool:
+    """Whether it is no long string, no NaN and not unknown."""
+    if isinstance(value, str):
+        return len(value) <= MOST_CHARS
+    return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
 def _bloom(values: Iterable[Value]) -> NDArray[np.uint8]:

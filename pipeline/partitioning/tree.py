@@ -24,7 +24,7 @@ from pipeline.filters import (
     to_sql,
 )
 
-__all__ = ["ONLY_PARTITION", "Cut", "PartitionTree", "Step"]
+__all__ = ["NOT_ASKED", "ONLY_PARTITION", "UNCUT", "Cut", "PartitionTree", "Step"]
 
 ONLY_PARTITION = 0
 """The partition of every row where there are no cuts."""
@@ -139,3 +139,7 @@ class PartitionTree:
 def _not_true(atom: Atom) -> Predicate:
     no = negate(atom)
     return no if isinstance(atom, NullTest) else any_of([no, NullTest(atom.column, negated=False)])
+
+
+UNCUT = PartitionTree()
+"""One partition of all rows."""

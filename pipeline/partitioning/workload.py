@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import pyarrow as pa
 
@@ -53,30 +55,32 @@ def summarize(
         attributes: Columns that the filters may name.
         coverage: Share of the filtered weight that is kept.
     """
-    asked: dict[str | None, float] = {}
+    asked: dict[str | None, list[float]] = {}
     for text, weight in filters:
-        asked[text] = asked.get(text, 0.0) + weight
-    total = sum(asked.values()) or 1.0
-    unfiltered = asked.pop(None, 0.0)
+        asked.setdefault(text, []).append(weight)
+    # fsum: the same whatever the order of the queries.
+    total = math.fsum(chain.from_iterable(asked.values())) or 1.0
+    unfiltered = math.fsum(asked.pop(None, []))
     known: dict[str, Filter] = {}
-    counted: dict[str, float] = {}
-    unreadable, reason = 0.0, ""
-    for text, weight in asked.items():
+    weights: dict[str, list[float]] = {}
+    set_aside: dict[str, list[float]] = {}
+    for text, own in asked.items():
         try:
             one = parse_filter(text or "", attributes)
         except FilterError as error:
-            unreadable, reason = unreadable + weight, reason or str(error)
+            set_aside.setdefault(str(error), []).extend(own)
             continue
         known[one.text] = one
-        counted[one.text] = counted.get(one.text, 0.0) + weight
+        weights.setdefault(one.text, []).extend(own)
+    counted = {text: math.fsum(own) for text, own in weights.items()}
     order = sorted(counted, key=lambda text: (-counted[text], text))
     kept = _heaviest([counted[text] for text in order], coverage)
     return Workload(
         filters=tuple(known[text] for text in order[:kept]),
         weights=tuple(counted[text] / total for text in order[:kept]),
         unfiltered=unfiltered / total,
-        unreadable=unreadable / total,
-        reason=reason,
+        unreadable=math.fsum(chain.from_iterable(set_aside.values())) / total,
+        reason=next(iter(set_aside), ""),
     )
 
 

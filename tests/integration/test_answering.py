@@ -8,11 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import ConfigError, TransientError
+from pipeline.errors import ConfigError, FilterError, RootBusyError, SchemaMismatchError, TransientError
 from pipeline.execution import answering
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.searching import How, search_file, search_items
 from pipeline.index.reader import open_release
+from pipeline.release import hold_root
 from pipeline.storage import open_store
 from tests.integration.roads import Inline, configured, rows_of, run_inline, settings, write_parquet
 
@@ -87,7 +88,9 @@ def test_a_folder_holds_what_a_file_would_in_parts(config, queries, tmp_path):
         "_SUCCESS",
         *(f"part-{i:05d}.parquet" for i in range(5)),
     }
-    assert not list(open_store(f"{tmp_path}/parts").list("_work"))
+    assert all(
+        found.path.startswith("_work/leases/") for found in open_store(f"{tmp_path}/parts").list("_work")
+    )
 
 
 def test_asked_again_nothing_is_done_and_something_else_replaces_it(config, queries, tmp_path):
@@ -140,8 +143,8 @@ def test_a_job_that_died_while_its_parts_were_put_in_place_is_finished(
     search(config, queries, out, how=How(9))
     publish = answering._publish
 
-    def half(target, parts):
-        publish(target, parts[:2])
+    def half(target, work, parts):
+        publish(target, work, parts[:2])
         raise TransientError("here", "gone", "try again")
 
     with monkeypatch.context() as patch:
@@ -195,8 +198,49 @@ def test_a_folder_on_s3_is_filled_like_a_local_one(config, queries, s3_root, s3_
     remote = config.model_copy(update={"storage": s3_config})
     summary = search(remote, queries, f"{s3_root}/answers/")
     store = open_store(f"{s3_root}/answers", s3_config)
-    names = [found.path for found in store.list("")]
+    names = [found.path for found in store.list("") if not found.path.startswith("_work/leases/")]
     assert names == ["_SUCCESS", *(f"part-{i:05d}.parquet" for i in range(summary["shards"]))]
     assert json.loads(store.read("_SUCCESS"))["figures"]["hits"] == summary["hits"]
     assert search(remote, queries, f"{s3_root}/answers/")["skipped"]
     assert np.isfinite(summary["seconds"])
+
+
+def test_what_others_left_in_the_folder_stays_and_says_nothing(config, queries, tmp_path):
+    (tmp_path / "parts").mkdir()
+    for name in ("_SUCCESS", "part-00000-4711-c000.snappy.parquet", "notes.txt"):
+        (tmp_path / "parts" / name).write_bytes(b"")
+    assert not search(config, queries, f"{tmp_path}/parts/")["skipped"]
+    assert (tmp_path / "parts/part-00000-4711-c000.snappy.parquet").read_bytes() == b""
+    assert (tmp_path / "parts/notes.txt").exists()
+
+
+def test_other_questions_in_between_do_not_disturb_what_was_begun(config, queries, tmp_path):
+    with pytest.raises(TransientError):
+        search(config, queries, f"{tmp_path}/parts/", dying_after(2))
+    assert search(config, queries, f"{tmp_path}/parts/", how=How(2))["shards_reused"] == 0
+    assert search(config, queries, f"{tmp_path}/parts/")["shards_reused"] == 3
+
+
+def test_one_job_at_a_time_fills_a_folder(config, queries, tmp_path):
+    busy = config.model_copy(update={"lease": config.lease.model_copy(update={"on_busy": "leave"})})
+    with (
+        hold_root(open_store(f"{tmp_path}/parts/_work"), "search", config.lease),
+        pytest.raises(RootBusyError),
+    ):
+        search(busy, queries, f"{tmp_path}/parts/")
+    assert not (tmp_path / "parts/_SUCCESS").exists()
+
+
+def test_a_filter_of_items_is_refused_before_anything_is_started(config, tmp_path):
+    for where, error in (("sectoin = 'a'", FilterError), ("year = {q.yaer}", SchemaMismatchError)):
+        with pytest.raises(error):
+            search_items(config, out=f"{tmp_path}/items/", where=where, how=How(4), runner_of=Inline)
+    assert not (tmp_path / "items").exists()
+
+
+def test_the_first_chunk_that_there_is_asks_for_its_document():
+    ids = [b"a" * 12 + number.to_bytes(4, "big") for number in range(3)]
+    ids += [b"b" * 12 + number.to_bytes(4, "big") for number in (2, 3)]
+    column = pa.chunked_array([pa.array(ids, pa.binary(16))])
+    found = answering._is_first_chunk(column, {b"b" * 12: {0, 1}, b"c" * 12: {0}})
+    assert found.tolist() == [True, False, False, True, False]

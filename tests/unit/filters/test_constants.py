@@ -17,6 +17,8 @@ from pipeline.filters import evaluate, parse_filter, with_constants
         ("it's", pa.string(), "x = 'it''s'"),
         (7, pa.int64(), "x = 7"),
         (-0.5, pa.float64(), "x = -0.5"),
+        (float("inf"), pa.float64(), "x = 1e999"),
+        (-float("inf"), pa.float64(), "x = -1e999"),
         (True, pa.bool_(), "x = TRUE"),
         (None, pa.int64(), "x = NULL"),
         (datetime(2024, 1, 31, 12, tzinfo=UTC), pa.timestamp("us", "UTC"), "x = '2024-01-31T12:00:00+00:00'"),
@@ -39,6 +41,13 @@ def test_no_string_can_leave_its_quotes(values):
         assert passes.tolist() == [other == value and value is not None for other in values]
 
 
+def test_nothing_compares_with_nan():
+    rows = pa.table({"x": [float("nan"), 1.0]})
+    first, second = with_constants(["x >= {q.x}"] * 2, rows, place="here")
+    assert not evaluate(parse_filter(first, rows.schema), rows).any()
+    assert evaluate(parse_filter(second, rows.schema), rows).all()
+
+
 def test_rows_without_places_or_without_a_filter_stay_as_they_are():
     rows = pa.table({"x": [1, 2, 3], "y": [4, 5, 6]})
     texts = ["x > 1", None, "x > {q.x} AND y < {q.y}"]
@@ -50,7 +59,7 @@ def test_rows_without_places_or_without_a_filter_stay_as_they_are():
     [
         ("x = {q.gone}", r"asks for {q.gone}, found columns x, tags"),
         ("x = {q.tags}", "in `tags`, found"),
-        ("x = {q.x}", "found nan"),
+        ("x = '{q.x}'", "stands in quotes"),
     ],
 )
 def test_what_cannot_be_put_in_is_refused(text, problem):

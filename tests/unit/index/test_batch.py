@@ -152,3 +152,41 @@ def test_nothing_is_asked_and_nothing_found(unchunked):
     assert len(none.doc_id) == none.stats.queries == 0
     where = parse_filter("year > 9999", reader.attributes)
     assert len(search_many(reader, _queries(3), [where] * 3).doc_id) == 0
+
+
+def test_no_queries_of_documents_with_chunks_have_no_hits(built):
+    store, _, manifest, _, _ = built
+    assert len(search_many(IndexReader(store, manifest), np.zeros((0, 32), np.float32), []).doc_id) == 0
+
+
+@pytest.mark.parametrize("text", ["TRUE", "year = 2003 OR TRUE", "NULL", "FALSE", "year = NULL"])
+def test_a_filter_that_reads_no_column_lets_all_pass_or_none(unchunked, text):
+    store, _, manifest, _, _ = unchunked
+    reader = IndexReader(store, manifest)
+    where, queries = parse_filter(text, reader.attributes), _queries(40)
+    expected = 5 if "TRUE" in text else 0
+    for exact in (False, True):
+        together = by_query(search_many(reader, queries, [where] * 40, k=5, exact=exact), 40)
+        alone = reader.search(queries[:3], k=5, where=where, exact=exact)
+        assert {len(hits) for hits in (*together, *alone)} == {expected}
+
+
+@pytest.mark.parametrize("rows", [30, 400])
+def test_of_equals_the_lower_places_are_found_however_they_come(rows):
+    rng = np.random.default_rng(2)
+    vectors = np.repeat(rng.standard_normal((3, 8)), 1 + rows // 3, axis=0)[:rows].astype(np.float32)
+    queries = rng.standard_normal((5, 8)).astype(np.float32)
+    scores = (queries @ vectors.T).round(3)
+    expected = np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :10], axis=1)
+    assert np.array_equal(np.sort(batching._largest(scores, 10), axis=1), expected)
+    near, _ = batching._nearest_rows(np.sign(queries), np.sign(vectors), 10)
+    whole = np.sign(queries) @ np.sign(vectors).T
+    assert np.array_equal(
+        np.sort(near, axis=1), np.sort(np.argsort(-whole, axis=1, kind="stable")[:, :10], axis=1)
+    )
+    for cuts in ([], [7], [3, 11, 12]):
+        best = batching._Best(5, 10)
+        parts = np.split(np.arange(rows), cuts)
+        for part in (*parts[1:], parts[0]):
+            best.add_best(np.arange(5), int(part[0]), scores[:, part])
+        assert np.array_equal(np.sort(best.sorted()[0], axis=1), expected)

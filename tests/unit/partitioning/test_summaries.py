@@ -89,3 +89,45 @@ def test_long_strings_are_not_written_out():
     known = region(long, long.schema)
     assert known.may_hold(parse_filter(f"s = '{'x' * 10_000}'", long.schema).predicate)
     assert not known.may_hold(parse_filter("s = 'y'", long.schema).predicate)
+
+
+NUMBERS = [None, float("nan"), -0.0, 0.0, 1.5, 200.0, float("inf"), -float("inf")]
+COMPARED = [
+    "f = 0",
+    "f = 1.5",
+    "f < 10",
+    "f > 100",
+    "f >= 1e999",
+    "f IS NULL",
+    "f NOT IN (0, 1.5)",
+    "f BETWEEN 1 AND 2",
+]
+
+
+@given(
+    parts=st.lists(st.lists(st.sampled_from(NUMBERS), max_size=4), min_size=1, max_size=4),
+    where=st.sampled_from(COMPARED),
+)
+def test_segments_of_any_numbers_are_described_so_that_no_match_is_lost(parts, where):
+    schema = pa.schema([("f", pa.float64())])
+    tables = [pa.table({"f": pa.array(part, pa.float64())}) for part in parts]
+    known = region_of(merged([summary_of(one, schema) for one in tables], schema).to_pylist()[0], schema)
+    filter_ = parse_filter(where, schema)
+    if any(evaluate(filter_, one).any() for one in tables):
+        assert known.may_hold(filter_.predicate)
+
+
+@given(
+    parts=st.lists(
+        st.lists(st.sampled_from([None, -(2**62), 0, 10**15, 2**62]), max_size=4), min_size=1, max_size=3
+    ),
+    where=st.sampled_from(["at < '2001-01-01'", "at >= '2001-01-01'", "at = '1970-01-01'", "at IS NULL"]),
+)
+def test_instants_beyond_the_years_of_python_are_described_too(parts, where):
+    kind = pa.timestamp("us", "UTC")
+    schema = pa.schema([("at", kind)])
+    tables = [pa.table({"at": pa.array(part, pa.int64()).cast(kind)}) for part in parts]
+    known = region_of(merged([summary_of(one, schema) for one in tables], schema).to_pylist()[0], schema)
+    filter_ = parse_filter(where, schema)
+    if any(evaluate(filter_, one).any() for one in tables):
+        assert known.may_hold(filter_.predicate)

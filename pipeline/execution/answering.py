@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import count
 from typing import Any
 
@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.config import Config
+from pipeline.corpus.identity import DOC_HASH_BYTES
 from pipeline.errors import MissingFileError
 from pipeline.evaluation.queries import Queries
 from pipeline.execution.progress import track
@@ -30,7 +31,7 @@ from pipeline.execution.work import Done, StoreSpec, Task, digest
 from pipeline.filters import Filter, parse_filter, with_constants
 from pipeline.index.batch import ManyHits, search_many
 from pipeline.index.partition import nearest_lists
-from pipeline.index.reader import IndexReader, Release, open_release
+from pipeline.index.reader import IndexReader, Release, SearchStats, open_release
 from pipeline.postings import Probing
 from pipeline.release import hold_root
 from pipeline.schemas import RESULTS
@@ -47,8 +48,6 @@ PART = re.compile(r"part-\d{5}\.parquet")
 """Names of our own: others that stand in the folder are left alone."""
 DISTANCES_AT_ONCE = 1 << 24
 """Of queries to heads."""
-DOCUMENT_BYTES = 12
-"""Leading bytes of a vector_id that name the document; the rest is the number of the chunk."""
 
 RunnerOf = Callable[[StoreSpec], AbstractContextManager[Runner]]
 
@@ -230,13 +229,18 @@ def _success(target: Store) -> dict[str, Any] | None:
 
 
 def _figures(done: Sequence[Done]) -> dict[str, Any]:
-    names = ("queries", "hits", "bytes_read", "requests", "lists_probed", "rows_scanned", "partitions_opened")
+    stats = reduce(SearchStats.plus, (SearchStats(**_counts(one.output)) for one in done), SearchStats())
     return {
-        **{name: int(sum(one.output.numbers[name] for one in done)) for name in names},
-        "rounds": int(max((one.output.numbers["rounds"] for one in done), default=0)),
+        "queries": stats.queries,
+        "hits": sum(one.output.files["hits"].rows for one in done),
+        **stats.summary(),
         "shards": len(done),
         "shards_reused": sum(one.reused for one in done),
     }
+
+
+def _counts(output: StageOutput) -> dict[str, int]:
+    return {name: int(number) for name, number in output.numbers.items()}
 
 
 def _publish(target: Store, work: str, parts: Sequence[FileRef]) -> None:
@@ -357,7 +361,7 @@ def _condemned_chunks(store: Store, files: Sequence[FileRef]) -> dict[bytes, set
     found: dict[bytes, set[int]] = {}
     for ref in files:
         for one in read_columns(store, ref.path, ["vector_id"])["vector_id"].to_pylist():
-            found.setdefault(one[:DOCUMENT_BYTES], set()).add(int.from_bytes(one[DOCUMENT_BYTES:], "big"))
+            found.setdefault(one[:DOC_HASH_BYTES], set()).add(int.from_bytes(one[DOC_HASH_BYTES:], "big"))
     return found
 
 
@@ -369,7 +373,7 @@ def _is_first_chunk(vector_ids: pa.ChunkedArray, condemned: Mapping[bytes, set[i
     }
     return np.array(
         [
-            int.from_bytes(one[DOCUMENT_BYTES:], "big") == first.get(one[:DOCUMENT_BYTES], 0)
+            int.from_bytes(one[DOC_HASH_BYTES:], "big") == first.get(one[:DOC_HASH_BYTES], 0)
             for one in vector_ids.to_pylist()
         ],
         np.bool_,
@@ -388,19 +392,9 @@ def _without_themselves(results: pa.Table, k: int) -> pa.Table:
 
 
 def _written(store: Store, results: pa.Table, found: ManyHits) -> StageOutput:
-    stats = found.stats
     return StageOutput(
         files={"hits": write_table(store, "hits", RESULTS, [results])},
-        numbers={
-            "queries": stats.queries,
-            "hits": results.num_rows,
-            "bytes_read": stats.bytes_read,
-            "requests": stats.requests,
-            "lists_probed": stats.lists_probed,
-            "rows_scanned": stats.rows_scanned,
-            "partitions_opened": stats.partitions_opened,
-            "rounds": stats.rounds,
-        },
+        numbers={"queries": found.stats.queries, **found.stats.summary()},
     )
 
 

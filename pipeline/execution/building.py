@@ -53,7 +53,7 @@ from pipeline.index.stage import (
 )
 from pipeline.index.training import ROUNDS, Layout, grown_rows, sample_rows
 from pipeline.index.vectors import VectorSource
-from pipeline.partitioning import PartitionTree, Workload, limits_for, read_partition_tree
+from pipeline.partitioning import UNCUT, PartitionTree, Workload, limits_for, read_partition_tree
 from pipeline.postings import EXACT_HEADS, MOST_MARGIN
 from pipeline.storage import Store
 from pipeline.tables import read_columns
@@ -133,7 +133,7 @@ def cut_rows(
     """The tree of partitions: cuts by the workload, if there is one."""
     config, schema = session.config, arrow_schema(plan.attributes)
     if workload is None or not documents.vectors:
-        return FittedTree(PartitionTree(), None)
+        return FittedTree(UNCUT, None)
     limits = limits_for(workload, config.layout, rows=documents.vectors, storage=config.serving.storage)
     inputs = {"texts": documents.texts, "attributes": plan.attributes, "workload": workload.fingerprint}
     call = partial(cut_partitions, source=source, workload=workload, limits=limits)

@@ -19,7 +19,7 @@ from pipeline.partitioning import (
     read_fitted,
     read_regions,
     read_workload,
-    region_of_path,
+    regions_of_paths,
     unseen_share,
 )
 from pipeline.storage import Store, open_store
@@ -77,8 +77,8 @@ def _regions(store: Store, manifest: IndexManifest) -> list[Region]:
 
 def _paths(manifest: IndexManifest) -> list[Region]:
     """What the paths of the partitions alone say."""
-    attributes = arrow_schema(manifest.attributes)
-    return [region_of_path(one.bits, manifest.cuts, attributes) for one in manifest.partitions]
+    bits = [one.bits for one in manifest.partitions]
+    return regions_of_paths(bits, manifest.cuts, arrow_schema(manifest.attributes))
 
 
 def _unseen(store: Store, manifest: IndexManifest, asked: Workload) -> float:

@@ -93,12 +93,7 @@ def _search_to_file(config: Config, release: Release, asked: Queries, out: str, 
         "queries": len(asked),
         "hits": table.num_rows,
         "seconds": round(seconds, 4),
-        "bytes_read": stats.bytes_read,
-        "requests": stats.requests,
-        "lists_probed": stats.lists_probed,
-        "rows_scanned": stats.rows_scanned,
-        "partitions_opened": stats.partitions_opened,
-        "rounds": stats.rounds,
+        **stats.summary(),
     }
 
 

@@ -19,7 +19,7 @@ from pipeline.filters import Filter
 from pipeline.index.partition import Numbered
 from pipeline.index.reader import IndexReader, SearchStats, checked_queries
 from pipeline.index.scoring import best_documents
-from pipeline.postings import Probing
+from pipeline.postings import Probing, nearest_heads
 
 __all__ = ["Batch", "Found", "ManyHits", "Work", "answer", "search_many"]
 
@@ -201,8 +201,11 @@ def _scans_all(group: _Group, batch: Batch) -> bool:
 
 
 def _answer_groups(batch: Batch, groups: list[_Group], best: "_Best") -> Work:
-    whole = [group for group in groups if group.passing and _scans_all(group, batch)]
-    probing = [group for group in groups if group.passing and not _scans_all(group, batch)]
+    whole: list[_Group] = []
+    probing: list[_Group] = []
+    for group in groups:
+        if group.passing:
+            (whole if _scans_all(group, batch) else probing).append(group)
     pairs = _probed(batch, probing)
     reached = {one.number: one for group in groups for one in group.reached}
     rows = 0
@@ -255,10 +258,7 @@ def _nearest_enough(
     """Queries and lists: the nearest lists by the rule, and more where those have fewer than `least` passing rows."""
     most = round(WIDER * rule.lists)
     count = min(distances.shape[1], max(most, 1 + int(2 * least / max(passing.mean(), 1))))
-    near = np.argpartition(distances, count - 1, axis=1)[:, :count]
-    apart = np.take_along_axis(distances, near, axis=1)
-    order = np.lexsort((near, apart), axis=1)
-    near, apart = np.take_along_axis(near, order, axis=1), np.take_along_axis(apart, order, axis=1)
+    near, apart = nearest_heads(distances, count)
     before = np.cumsum(passing[near], axis=1) - passing[near]
     margin = WIDER * rule.margin
     taken = (apart <= apart[:, :1] + margin) & (np.arange(count) < most) | (before < least)

@@ -118,6 +118,11 @@ class SearchStats:
         rounds = max(self.rounds, other.rounds)
         return SearchStats(**{name: mine[name] + theirs[name] for name in mine} | {"rounds": rounds})
 
+    def summary(self) -> dict[str, int]:
+        """Its figures for a summary, but for the queries."""
+        names = ("bytes_read", "requests", "lists_probed", "rows_scanned", "partitions_opened", "rounds")
+        return {name: getattr(self, name) for name in names}
+
 
 @dataclass(frozen=True)
 class SearchResult(Sequence[list[Hit]]):

@@ -433,15 +433,7 @@ def describe_partitions(
         attributes: Of the documents.
     """
     schema = arrow_schema(attributes)
-    described = [
-        {
-            "partition_id": part.partition_id,
-            "rows": part.rows,
-            "path": part.path,
-            "bits": part.bits,
-        }
-        for part in partitions
-    ]
+    described = [part.model_dump(include={"partition_id", "rows", "path", "bits"}) for part in partitions]
     summaries = [
         merged([read_columns(store, one.files["summary"].path) for one in of_partition], schema)
         for of_partition in settled

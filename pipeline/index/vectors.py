@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import Attribute, FileRef, arrow_schema
 from pipeline.embedding.cache import Cache, CachedBucket
 from pipeline.index.condemned import drop_condemned
-from pipeline.partitioning import PartitionTree
+from pipeline.partitioning import UNCUT, PartitionTree
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, read_bucket, read_columns
 
@@ -84,7 +84,7 @@ def sample_vectors(store: Store, source: VectorSource, rows: int) -> NDArray[np.
 
     n is `rows`, or less in a smaller corpus.
     """
-    return sample_by_partition(store, source, rows, PartitionTree())[0]
+    return sample_by_partition(store, source, rows, UNCUT)[0]
 
 
 def sample_by_partition(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import LayoutConfig
 from pipeline.filters import Atom, Predicate, Region, atoms_of, evaluate, filter_of, to_sql
-from pipeline.partitioning.tree import Cut, PartitionTree
+from pipeline.partitioning.tree import UNCUT, Cut, PartitionTree
 from pipeline.partitioning.workload import Workload
 
 __all__ = ["SAMPLE_ROWS", "TreeLimits", "grow_tree", "limits_for"]
@@ -104,7 +104,7 @@ def grow_tree(sample: pa.Table, workload: Workload, limits: TreeLimits) -> Parti
     """
     cuts = _candidates(workload)
     if not sample.num_rows or not cuts:
-        return PartitionTree()
+        return UNCUT
     questions = _questions(sample, workload, cuts, limits)
     each = limits.rows / sample.num_rows
     root = _Leaf(np.arange(sample.num_rows), np.arange(len(workload.filters)), Region(), (-1, True))

@@ -11,7 +11,7 @@ from pipeline.config import StorageConfig
 from pipeline.errors import CorruptArtifactError, SchemaMismatchError
 from pipeline.filters import Atom, Region, parse_filter
 from pipeline.partitioning.summaries import region_of, summary_schema
-from pipeline.partitioning.tree import NOT_ASKED, Cut, PartitionTree
+from pipeline.partitioning.tree import Cut, PartitionTree, narrowed
 from pipeline.partitioning.workload import Workload, summarize
 from pipeline.storage import Store, open_store, split_uri
 from pipeline.tables import read_columns, write_table
@@ -21,7 +21,7 @@ __all__ = [
     "read_partition_tree",
     "read_regions",
     "read_workload",
-    "region_of_path",
+    "regions_of_paths",
     "write_partition_tree",
     "write_partitions",
 ]
@@ -162,16 +162,10 @@ def read_regions(store: Store, ref: FileRef, cuts: Sequence[str], attributes: pa
     """
     atoms = [as_atom(text, attributes) for text in cuts]
     rows = read_columns(store, ref.path).to_pylist()
-    return {row["partition_id"]: _narrowed(region_of(row, attributes), atoms, row["bits"]) for row in rows}
+    return {row["partition_id"]: narrowed(region_of(row, attributes), atoms, row["bits"]) for row in rows}
 
 
-def region_of_path(bits: str, cuts: Sequence[str], attributes: pa.Schema) -> Region:
-    """What the rows of a partition can have by its path alone."""
-    return _narrowed(Region(), [as_atom(text, attributes) for text in cuts], bits)
-
-
-def _narrowed(region: Region, atoms: Sequence[Atom], bits: str) -> Region:
-    for atom, bit in zip(atoms, bits, strict=True):
-        if bit != NOT_ASKED:
-            region = region.where(atom, holds=bit == "1")
-    return region
+def regions_of_paths(bits: Sequence[str], cuts: Sequence[str], attributes: pa.Schema) -> list[Region]:
+    """What the rows of partitions can have by their paths alone."""
+    atoms = [as_atom(text, attributes) for text in cuts]
+    return [narrowed(Region(), atoms, one) for one in bits]

@@ -3,6 +3,7 @@
 At a cut, rows for which its predicate is TRUE go one way, all others, those for which it is NULL among them, the other way.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from pipeline.filters import (
     to_sql,
 )
 
-__all__ = ["NOT_ASKED", "ONLY_PARTITION", "UNCUT", "Cut", "PartitionTree", "Step"]
+__all__ = ["NOT_ASKED", "ONLY_PARTITION", "UNCUT", "Cut", "PartitionTree", "Step", "narrowed"]
 
 ONLY_PARTITION = 0
 """The partition of every row where there are no cuts."""
@@ -60,16 +61,11 @@ class PartitionTree:
         """Partitions are numbered from 0 to this."""
         return len(self.cuts) + 1
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that rows are told apart by, sorted."""
-        return tuple(sorted({cut.atom.column for cut in self.cuts}))
-
     def assign(self, table: pa.Table) -> NDArray[np.int32]:
         """Tell every row its partition.
 
         Args:
-            table: n rows with at least `columns`.
+            table: n rows with at least the columns of the cuts.
 
         Returns:
             (n,) int32.
@@ -106,13 +102,8 @@ class PartitionTree:
     @cached_property
     def regions(self) -> tuple[Region, ...]:
         """What the rows of each partition can have."""
-        return tuple(map(self._region, self.paths))
-
-    def _region(self, path: tuple[Step, ...]) -> Region:
-        region = Region()
-        for step in path:
-            region = region.where(self.cuts[step.cut].atom, holds=step.holds)
-        return region
+        atoms = [cut.atom for cut in self.cuts]
+        return tuple(narrowed(Region(), atoms, self.bits(number)) for number in range(self.num_partitions))
 
     def text(self, cut: int) -> str:
         """WHERE text of a cut."""
@@ -134,6 +125,20 @@ class PartitionTree:
         """Condition that holds for the rows of a partition and for no others; TRUE where there are no cuts."""
         steps = [(self.cuts[step.cut].atom, step.holds) for step in self.paths[partition]]
         return to_sql(all_of(atom if holds else _not_true(atom) for atom, holds in steps))
+
+
+def narrowed(region: Region, atoms: Sequence[Atom], bits: str) -> Region:
+    """What rows of a region can have that are in a partition.
+
+    Args:
+        region: What is known of them already.
+        atoms: Of each cut.
+        bits: What each cut is on the way to the partition, as `PartitionTree.bits` has it.
+    """
+    for atom, bit in zip(atoms, bits, strict=True):
+        if bit != NOT_ASKED:
+            region = region.where(atom, holds=bit == "1")
+    return region
 
 
 def _not_true(atom: Atom) -> Predicate:

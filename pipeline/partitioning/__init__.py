@@ -18,10 +18,11 @@ from pipeline.partitioning.stage import (
     write_partitions,
 )
 from pipeline.partitioning.summaries import merged, summary_of
-from pipeline.partitioning.tree import ONLY_PARTITION, UNCUT, PartitionTree
+from pipeline.partitioning.tree import NOT_ASKED, ONLY_PARTITION, UNCUT, PartitionTree
 from pipeline.partitioning.workload import Workload, summarize
 
 __all__ = [
+    "NOT_ASKED",
     "ONLY_PARTITION",
     "PAYS",
     "SAMPLE_ROWS",

@@ -1,16 +1,18 @@
 """Read back everything that a release names, and say what is not as recorded."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.artifacts import FileRef, IndexManifest, Partition, ReleaseRecord, Segment
+from pipeline.artifacts import FileRef, IndexManifest, Partition, ReleaseRecord, Segment, arrow_schema
 from pipeline.errors import DataError, MissingFileError
+from pipeline.filters import Filter, evaluate, parse_filter
 from pipeline.index.binarizers import load_binarizer
+from pipeline.partitioning import NOT_ASKED
 from pipeline.release.history import find_gaps
 from pipeline.release.records import (
     list_releases,
@@ -129,8 +131,10 @@ def _footer_problems(store: Store, ref: FileRef, made: dict[bytes, bytes]) -> It
 
 
 def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
+    cuts = [parse_filter(text, arrow_schema(manifest.attributes)) for text in manifest.cuts]
     for partition in manifest.partitions:
         yield from _binarizer_problems(store, partition, manifest.dims)
+        yield from _path_problems(store, partition, cuts)
         place = f"{store.uri}/{partition.directory.path}"
         directory = read_columns(store, partition.directory.path)
         rows = sum(segment.vectors.rows for segment in partition.segments)
@@ -154,6 +158,20 @@ def _binarizer_problems(store: Store, partition: Partition, dims: int) -> Iterat
     if binarizer.levels != partition.codes.levels:
         place = f"{store.uri}/{partition.codes.binarizer}"
         yield f"{place}: expected codes of levels {partition.codes.levels}, found {binarizer.levels}"
+
+
+def _path_problems(store: Store, partition: Partition, cuts: Sequence[Filter]) -> Iterator[str]:
+    """Whether its rows are those that its path leads to: filters that do not lead there never see them."""
+    asked = [(cut, bit == "1") for cut, bit in zip(cuts, partition.bits, strict=True) if bit != NOT_ASKED]
+    if not asked:
+        return
+    columns = sorted({name for cut, _ in asked for name in cut.columns})
+    for segment in partition.segments:
+        rows = read_columns(store, segment.vectors.path, columns)
+        strays = np.logical_or.reduce([evaluate(cut, rows) != holds for cut, holds in asked])
+        if strays.any():
+            place = f"{store.uri}/{segment.vectors.path}"
+            yield f"{place}: {int(strays.sum())} rows are not of partition {partition.partition_id}, {partition.path}"
 
 
 def _directory_problems(partition: Partition, directory: pa.Table) -> Iterator[str]:

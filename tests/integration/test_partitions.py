@@ -1,5 +1,7 @@
 """Partitions cut by a workload, end to end: nothing lost, nothing read that cannot match, the same files on every run."""
 
+import shutil
+
 import duckdb
 import numpy as np
 import pyarrow as pa
@@ -9,10 +11,11 @@ import pytest
 from pipeline.execution.drifting import layout_drift
 from pipeline.filters import evaluate, parse_filter
 from pipeline.index.reader import open_release
-from pipeline.release import verify
+from pipeline.release import read_manifest, read_release, verify
 from pipeline.storage import open_store
 from pipeline.tables import read_columns
 from tests.integration.roads import configured, data_files, rows_of, run_inline, settings, write_parquet
+from tests.unit.release.conftest import write_manifest
 
 ROWS = 1500
 FILTERS = [
@@ -86,6 +89,26 @@ def test_every_document_is_in_the_one_partition_whose_path_it_passes(built):
         passes = evaluate(parse_filter(one.path, release.reader.attributes), rows)
         assert np.array_equal(passes, rows["partition"].to_numpy() == one.partition_id)
     assert verify(open_store(config.root), None).problems == ()
+
+
+def test_verify_tells_of_rows_that_are_in_the_wrong_partition(built, tmp_path):
+    _, config = built
+    shutil.copytree(config.root, tmp_path / "root")
+    store = open_store(str(tmp_path / "root"))
+    record = read_release(store, 1)
+    manifest = read_manifest(store, record)
+    first, second, *others = manifest.partitions
+    swapped = [
+        first.model_copy(update={"bits": second.bits}),
+        second.model_copy(update={"bits": first.bits}),
+        *others,
+    ]
+    ref = write_manifest(
+        store, manifest.model_copy(update={"index": "swapped", "partitions": tuple(swapped)})
+    )
+    problems = verify(store, record.model_copy(update={"index": "swapped", "manifest": ref})).problems
+    assert len(problems) == len(first.segments) + len(second.segments)
+    assert all(f"rows are not of partition {i}" in " ".join(problems) for i in (0, 1))
 
 
 @pytest.mark.parametrize("where", [*FILTERS, *UNSEEN])

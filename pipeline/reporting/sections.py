@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.artifacts import CodesInfo, Refresh
+from pipeline.artifacts import CodesInfo, Partition, Refresh
 from pipeline.reporting.figures import Figures, ListSizes, ReleaseLine, is_default
 from pipeline.reporting.plots import Plot, draw
 from pipeline.reporting.wording import (
@@ -25,6 +25,7 @@ from pipeline.reporting.wording import (
 __all__ = ["Column", "Section", "Table", "sections"]
 
 SHOWN_REASONS = 12
+SHOWN_PARTITIONS = 64
 GB = 1e9
 SECONDS_PER_HOUR = 3600
 
@@ -232,7 +233,9 @@ def _letters(examples: Sequence[Mapping[str, Any]]) -> Table:
 def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     codes = figures.manifest.partitions[0].codes
     sizes, statistics = figures.list_sizes, figures.manifest.statistics
-    tables = [] if sizes is None else [_list_table(sizes), _copies_table(sizes, statistics)]
+    partitions = figures.manifest.partitions
+    tables = [_partitions_table(partitions)] if len(partitions) > 1 else []
+    tables += [] if sizes is None else [_list_table(sizes), _copies_table(sizes, statistics)]
     tables.append(
         Table(
             "Levels of a code",
@@ -277,6 +280,25 @@ def _refresh_table(refresh: Refresh) -> Table:
     columns = (_text("binarizer"), Column("held-out queries"))
     rows = ((refresh_text(refresh), count(refresh.queries)),)
     return Table("The binarizer of the release before, on this corpus", columns, rows)
+
+
+def _partitions_table(partitions: Sequence[Partition]) -> Table:
+    """The largest; a filter that rules out the condition of one never reads it."""
+    largest = sorted(partitions, key=lambda one: -one.rows)[:SHOWN_PARTITIONS]
+    total = sum(one.rows for one in partitions)
+    caption = f"Partitions learned from the workload, {len(largest)} of {len(partitions)}, largest first"
+    columns = (
+        _text("partition"),
+        Column("rows"),
+        Column("of all", "%"),
+        Column("lists"),
+        _text("condition", is_long=True),
+    )
+    rows = tuple(
+        (str(one.partition_id), count(one.rows), percent(one.rows / total), count(one.heads.rows), one.path)
+        for one in largest
+    )
+    return Table(caption, columns, rows, is_wide=True)
 
 
 def _list_table(sizes: ListSizes) -> Table:

@@ -211,6 +211,22 @@ def test_lists_bytes_and_stages_are_shown(read, figures):
     assert not any(name.startswith("peak memory") for name, _ in read.table("Tasks"))
 
 
+def test_partitions_are_shown_with_their_conditions_the_largest_first(figures, read):
+    assert not any(caption.startswith("Partitions") for caption in read.tables)
+    (only,) = figures.manifest.partitions
+    small = only.model_copy(update={"partition_id": 1, "rows": 20, "path": HOSTILE})
+    large = only.model_copy(update={"rows": 560, "path": '"year" >= 2000'})
+    manifest = figures.manifest.model_copy(update={"partitions": (small, large)})
+    table = Reader(render(replace(figures, manifest=manifest))).table(
+        "Partitions learned from the workload, 2 of 2, largest first"
+    )
+    lists = str(only.heads.rows)
+    assert table[1:] == [
+        ("0", "560", "96.6", lists, '"year" >= 2000'),
+        ("1", "20", "3.4", lists, HOSTILE),
+    ]
+
+
 def test_money_is_shown_only_at_a_configured_price(read, figures):
     ((what, _, price, cost),) = read.table("Costs at the configured prices")[1:]
     assert (what, price) == ("machines, this run", "3.6 per hour")

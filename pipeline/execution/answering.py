@@ -41,7 +41,7 @@ from pipeline.tables import read_columns, to_matrix, vector_array, write_table
 __all__ = ["How", "RunnerOf", "answer_items", "answer_queries", "filters_of", "results_table"]
 
 SHARD_QUERIES = 16_384
-"""Of a shard: each reads every list that it wants once."""
+"""Of a shard at most: each reads every list that it wants once."""
 WORK = "_work"
 SUCCESS = "_SUCCESS"
 PART = re.compile(r"part-\d{5}\.parquet")
@@ -92,7 +92,7 @@ def answer_queries(
 
     def tasks(work: Store) -> list[Task]:
         order = _by_place(reader, vectors, filters)
-        shards = [order[start : start + SHARD_QUERIES] for start in range(0, len(order), SHARD_QUERIES)]
+        shards = np.array_split(order, -(-len(order) // SHARD_QUERIES)) if len(order) else []
         files = [_write_queries(work, asked.subset(rows.tolist()), vectors[rows]) for rows in shards]
         return [
             Task("search", {"queries": ref, "shard": no}, partial(answer_shard, queries=ref))

@@ -5,23 +5,29 @@ read once for all of them. So vectors themselves are scored instead of codes: wh
 saves by reading less than once per query.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import NamedTuple
+from functools import partial
+from itertools import chain, pairwise
+from typing import NamedTuple, Self, TypeVar
 
 import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
-from pipeline.filters import Filter
+from pipeline.filters import Filter, evaluate_many
 from pipeline.index.partition import Numbered
 from pipeline.index.reader import IndexReader, SearchStats, checked_queries
 from pipeline.index.scoring import best_documents
 from pipeline.postings import Probing, nearest_heads
 
 __all__ = ["Batch", "Found", "ManyHits", "Work", "answer", "search_many"]
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 PASSING_ROWS = 1000
 """Passing rows among which a query that probes lists looks for its neighbours, at least."""
@@ -120,28 +126,72 @@ class _Pairs(NamedTuple):
     """Of the query."""
 
 
-def answer(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]]) -> Found:
+def answer(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]], *, threads: int) -> Found:
     """Answer all queries.
 
     Args:
         batch: What is asked.
         routes: Of each filter, the partitions that may hold a row that passes; lists numbered through all partitions.
+        threads: That compare; files are read by the caller's.
     """
-    best = _Best(len(batch.queries), batch.k)
     passing = np.zeros(len(batch.queries), np.int64)
     work = Work()
-    for groups in _together(batch, routes):
-        for group in groups:
-            passing[group.members] = group.passing
-        work = work.plus(_answer_groups(batch, groups, best))
-    places, scores = best.sorted()
+    # Products are too small for BLAS to share one among threads well: each thread has its own.
+    with threadpool_limits(1), _Team(threads, batch) as team:
+        for groups in _together(batch, routes, team):
+            for group in groups:
+                passing[group.members] = group.passing
+            work = work.plus(_answer_groups(batch, groups, team))
+        places, scores = team.best()
     return Found(places, scores, passing, work)
+
+
+class _Team:
+    """Threads, each with the best that it has found.
+
+    Args:
+        threads: How many.
+        batch: What is asked.
+    """
+
+    def __init__(self, threads: int, batch: Batch) -> None:
+        self.size = threads
+        self._found = [_Best(len(batch.queries), batch.k) for _ in range(threads)]
+        # What a thread sets of OpenMP holds for that thread.
+        self._pool = ThreadPoolExecutor(threads, initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def map(self, call: Callable[[S], T], items: Iterable[S]) -> list[T]:
+        """What a call makes of each item, in their order."""
+        return list(self._pool.map(call, items))
+
+    def share(self, items: Sequence[S], compare: Callable[[Sequence[S], "_Best"], int]) -> int:
+        """Let every thread compare some of the items, evenly many; the sum of what it gives."""
+        if not items:
+            return 0
+        shares = [items[start :: self.size] for start in range(self.size)]
+        return sum(self._pool.map(compare, shares, self._found))
+
+    def best(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(q, k) places and scores of the best of all, best first."""
+        first, *others = self._found
+        queries = np.arange(first.num_queries)
+        for one in others:
+            first.add(queries, *one.sorted())
+        return first.sorted()
 
 
 # ------------------------------------------------------------------------------------------------ grouping
 
 
-def _together(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]]) -> Iterator[list[_Group]]:
+def _together(
+    batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]], team: _Team
+) -> Iterator[list[_Group]]:
     """Groups whose bitmaps fit in memory together."""
     members: dict[Filter | None, list[int]] = {}
     for query, where in enumerate(batch.filters):
@@ -153,7 +203,7 @@ def _together(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]]
     wheres = list(members)
     for number in np.unique(cut):
         some = [wheres[i] for i in np.flatnonzero(cut == number).tolist()]
-        bitmaps = _bitmaps(some, routes)
+        bitmaps = _bitmaps(some, routes, team)
         yield [
             _group(np.array(members[where]), routes[where], bitmaps[where] if where is not None else None)
             for where in some
@@ -161,7 +211,7 @@ def _together(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]]
 
 
 def _bitmaps(
-    wheres: Sequence[Filter | None], routes: Mapping[Filter | None, tuple[Numbered, ...]]
+    wheres: Sequence[Filter | None], routes: Mapping[Filter | None, tuple[Numbered, ...]], team: _Team
 ) -> dict[Filter, dict[int, NDArray[np.uint8]]]:
     """By filter and partition; each partition's attributes are looked at for all filters in turn."""
     found: dict[Filter, dict[int, NDArray[np.uint8]]] = {where: {} for where in wheres if where is not None}
@@ -170,9 +220,21 @@ def _bitmaps(
         for one in routes[where]:
             asked.setdefault(one.number, (one, []))[1].append(where)
     for number, (one, filters) in asked.items():
-        for where, mask in zip(filters, one.part.masks(filters), strict=True):
-            found[where][number] = np.packbits(mask)
+        # Neighbours in the order of their texts have the most in common, which is evaluated once a thread.
+        filters.sort(key=lambda where: where.text)
+        tables = one.part.attributes(sorted({column for where in filters for column in where.columns}))
+        size = -(-len(filters) // team.size)
+        shares = [filters[start : start + size] for start in range(0, len(filters), size)]
+        packed = chain.from_iterable(team.map(partial(_packed, tables), shares))
+        for where, bitmap in zip(filters, packed, strict=True):
+            found[where][number] = bitmap
     return found
+
+
+def _packed(tables: Sequence[pa.Table], filters: Sequence[Filter]) -> list[NDArray[np.uint8]]:
+    """Bitmap of each filter, over the rows of all tables."""
+    masks = [evaluate_many(filters, table) for table in tables]
+    return [np.packbits(np.concatenate(own)) for own in zip(*masks, strict=True)]
 
 
 def _group(
@@ -200,18 +262,18 @@ def _scans_all(group: _Group, batch: Batch) -> bool:
 # ------------------------------------------------------------------------------------------------ executing
 
 
-def _answer_groups(batch: Batch, groups: list[_Group], best: "_Best") -> Work:
+def _answer_groups(batch: Batch, groups: list[_Group], team: _Team) -> Work:
     whole: list[_Group] = []
     probing: list[_Group] = []
     for group in groups:
         if group.passing:
             (whole if _scans_all(group, batch) else probing).append(group)
-    pairs = _probed(batch, probing)
+    pairs = _probed(batch, probing, team)
     reached = {one.number: one for group in groups for one in group.reached}
     rows = 0
     for number in sorted(reached):
         for first, stop in reached[number].part.spans():
-            rows += _answer_segment(batch, reached[number], (first, stop), whole, probing, pairs, best)
+            rows += _answer_segment(batch, reached[number], (first, stop), whole, probing, pairs, team)
     return Work(
         partitions=sum(len(group.members) * len(group.reached) for group in groups),
         lists=len(pairs.lists),
@@ -219,12 +281,13 @@ def _answer_groups(batch: Batch, groups: list[_Group], best: "_Best") -> Work:
     )
 
 
-def _probed(batch: Batch, groups: Sequence[_Group]) -> _Pairs:
+def _probed(batch: Batch, groups: Sequence[_Group], team: _Team) -> _Pairs:
     """Lists that each query of the groups probes."""
+    by_group = team.map(lambda group: list(_probed_of(batch, group)), groups)
     found = [
         (lists, queries, np.full(len(lists), number))
-        for number, group in enumerate(groups)
-        for lists, queries in _probed_of(batch, group)
+        for number, own in enumerate(by_group)
+        for lists, queries in own
     ]
     if not found:
         nothing = np.zeros(0, np.int64)
@@ -289,7 +352,7 @@ def _answer_segment(
     whole: Sequence[_Group],
     probing: Sequence[_Group],
     pairs: _Pairs,
-    best: "_Best",
+    team: _Team,
 ) -> int:
     """Compare queries with the vectors of one segment; how many products that took."""
     first, stop = span
@@ -304,11 +367,17 @@ def _answer_segment(
         return 0
     vectors = one.part.embeddings(first + np.flatnonzero(needed))
     block = _Block((one.number << 32) + first, vectors, np.cumsum(needed) - 1)
-    products = 0
-    for group in whole:
-        products += block.compare_passing(batch, group, group.mask(one.number, first, stop), best)
-    for some in _fitting(lists, stop - first, len(probing)):
-        products += block.compare_lists(batch, one.number, first, some, probing, pairs, best)
+
+    def compare_groups(groups: Sequence[_Group], best: _Best) -> int:
+        masks = ((group, group.mask(one.number, first, stop)) for group in groups)
+        return sum(block.compare_passing(batch, group, mask, best) for group, mask in masks)
+
+    def compare_lists(some: Sequence[_Held], best: _Best) -> int:
+        return block.compare_lists(batch, one.number, first, some, probing, pairs, best)
+
+    products = team.share(whole, compare_groups)
+    for some in _fitting(lists, stop - first, team.size * len(probing)):
+        products += team.share(some, compare_lists)
     return products
 
 
@@ -378,6 +447,8 @@ class _Block(NamedTuple):
         best: "_Best",
     ) -> int:
         """Lists with the queries that probe them; rows that fail a query's filter count for nothing."""
+        if not lists:
+            return 0
         low, high = min(held.rows.start for held in lists), max(held.rows.stop for held in lists)
         fails = _failing(groups, number, first + low, first + high)
         products = 0
@@ -462,6 +533,10 @@ class _Best:
         else:
             self.add(queries, np.broadcast_to(first + np.arange(scores.shape[1]), scores.shape), scores)
 
+    @property
+    def num_queries(self) -> int:
+        return len(self._places)
+
     def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(q, k) places and scores, best first."""
         places = np.where(np.isfinite(self._scores), self._places, NOWHERE)
@@ -494,6 +569,7 @@ def search_many(
     k: int = 10,
     probing: Probing | None = None,
     exact: bool = False,
+    threads: int | None = None,
 ) -> ManyHits:
     """Find the k nearest documents of each of many queries, each under a filter of its own.
 
@@ -504,6 +580,8 @@ def search_many(
         k: Documents per query; fewer come where fewer match.
         probing: Which posting lists a query probes; the release's default if None.
         exact: Compare every query with every row that passes.
+        threads: That compare; as many as FAISS would take if None, which OMP_NUM_THREADS bounds. Meanwhile BLAS takes one for
+            each product, in the whole process.
 
     Raises:
         ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
@@ -516,7 +594,8 @@ def search_many(
     parts, work = list[_Hits](), Work()
     for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // depth)):
         some = slice(start, start + size)
-        hits, cost = _searched(reader, Batch(queries[some], filters[some], depth, rule, exact), routes, k)
+        batch = Batch(queries[some], filters[some], depth, rule, exact)
+        hits, cost = _searched(reader, batch, routes, k, threads or faiss.omp_get_max_threads())
         parts.append(hits._replace(query=hits.query + start))
         work = work.plus(cost)
     hits = _Hits.joined(parts)
@@ -566,10 +645,14 @@ class _Hits(NamedTuple):
 
 
 def _searched(
-    reader: IndexReader, batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]], k: int
+    reader: IndexReader,
+    batch: Batch,
+    routes: Mapping[Filter | None, tuple[Numbered, ...]],
+    k: int,
+    threads: int,
 ) -> tuple[_Hits, Work]:
     """Hits by query; queries whose nearest vectors are of too few documents look for more of them."""
-    found = answer(batch, routes)
+    found = answer(batch, routes, threads=threads)
     query, at = np.nonzero(found.places != NOWHERE)
     ranks = (at + 1).astype(np.int32)
     places, scores = found.places[query, at], found.scores[query, at]
@@ -583,7 +666,7 @@ def _searched(
     again = replace(
         batch, queries=batch.queries[short], filters=[batch.filters[i] for i in short.tolist()], k=4 * batch.k
     )
-    more, work = _searched(reader, again, routes, k)
+    more, work = _searched(reader, again, routes, k, threads)
     kept = ~np.isin(hits.query, short)
     both = _Hits.joined([hits.take(kept), more._replace(query=short[more.query])])
     return both.take(np.argsort(both.query, kind="stable")), found.work.plus(work)

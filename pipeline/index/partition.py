@@ -5,7 +5,7 @@ What reads byte ranges is a generator: it yields what it wants, gets that, and r
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.artifacts import FileRef, Partition, Segment
 from pipeline.binarization import Binarizer, score
 from pipeline.errors import CorruptArtifactError
-from pipeline.filters import Filter, evaluate, evaluate_many
+from pipeline.filters import Filter, evaluate
 from pipeline.index.binarizers import load_binarizer
 from pipeline.index.lists import Directory, Entries, ListsFile
 from pipeline.index.scoring import spans_of
@@ -243,12 +243,9 @@ class PartitionReader:
         """(rows,) whether a row passes the filter; the last filter's are kept."""
         return self._passing(where).rows
 
-    def masks(self, filters: Sequence[Filter]) -> Iterator[NDArray[np.bool_]]:
-        """(rows,) of each filter whether a row passes; what filters have in common is evaluated once."""
-        columns = sorted({column for one in filters for column in one.columns})
-        found = [evaluate_many(filters, segment.attributes(columns)) for segment in self._segments]
-        for own in zip(*found, strict=True):
-            yield np.concatenate(own)
+    def attributes(self, columns: Sequence[str]) -> list[pa.Table]:
+        """Attribute columns of the rows, by segment; kept once read."""
+        return [segment.attributes(columns) for segment in self._segments]
 
     def rows_by_list(self, where: Filter | None) -> NDArray[np.int64]:
         """(lists,) entries of each list that pass the filter."""

@@ -131,6 +131,23 @@ def test_no_query_finds_fewer_than_match_nor_a_document_twice_nor_one_that_fails
             assert set(names) <= matching
 
 
+@pytest.mark.parametrize("corpus", ["built", "unchunked"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_any_number_of_threads_finds_the_same_and_counts_the_same(corpus, exact, request, monkeypatch):
+    store, _, manifest, _, _ = request.getfixturevalue(corpus)
+    monkeypatch.setattr(batching, "PASSING_ROWS", 20)
+    queries, filters = asked(manifest, 90)
+    one, *others = (
+        search_many(IndexReader(store, manifest), queries, filters, k=7, exact=exact, threads=threads)
+        for threads in (1, 2, 5)
+    )
+    for other in others:
+        assert other.doc_id.equals(one.doc_id)
+        assert other.stats == one.stats
+        for name in ("query", "rank", "score"):
+            assert np.array_equal(getattr(other, name), getattr(one, name))
+
+
 def test_by_default_most_true_neighbours_are_found(unchunked):
     store, _, manifest, _, _ = unchunked
     reader, (queries, filters) = IndexReader(store, manifest), asked(manifest, 200)

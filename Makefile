@@ -26,7 +26,7 @@ quickstart: $(STAMP)  ## install, build and publish the WordNet index, show the 
 	@$(BIN)/strata run conf/quickstart.yaml > /dev/null
 
 test: $(STAMP)  ## all tests but the slow ones
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -m "not slow and not ceph"
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder -m "not slow and not ceph"
 
 test-browser: $(STAMP)  ## the report page in headless Chromium; part of `test` where there is one
 	$(BIN)/python -m pytest -m browser

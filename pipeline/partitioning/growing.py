@@ -1,8 +1,9 @@
 """Grows the tree of a workload: greedy, best cut first, by rows that queries need not read (HQI, arXiv 2304.01926). Pure."""
 
 import heapq
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import LayoutConfig
-from pipeline.filters import Atom, Predicate, Region, atoms_of, evaluate, filter_of, to_sql
+from pipeline.filters import Atom, Comparison, Filter, Region, Value, atoms_of, evaluate, filter_of, to_sql
 from pipeline.partitioning.tree import UNCUT, Cut, PartitionTree
 from pipeline.partitioning.workload import Workload
 
@@ -20,6 +21,8 @@ SAMPLE_ROWS = 100_000
 """Rows that a tree is grown on at most."""
 MOST_CUTS = 256
 """Predicates of the workload that are tried at each node, heaviest first."""
+RANGES = 128
+"""Ranges into which the values are cut that filters ask of a column one by one."""
 SCANNED_ROWS = 1000
 """Passing rows after which a search of posting lists has found its neighbours, about: the more rows pass a filter, the smaller
 the share of what it can reach that it must read."""
@@ -131,12 +134,8 @@ def grow_tree(sample: pa.Table, workload: Workload, limits: TreeLimits) -> Parti
 
 
 def _questions(sample: pa.Table, workload: Workload, cuts: list[Atom], limits: TreeLimits) -> _Questions:
-    predicates = [one.predicate for one in workload.filters]
     truth = np.stack([evaluate(filter_of(cut), sample) for cut in cuts])
-    needs_true, needs_other = (
-        np.array([[_can_meet(predicate, cut, holds=holds) for cut in cuts] for predicate in predicates])
-        for holds in (True, False)
-    )
+    needs_true, needs_other = (_can_meet(workload.filters, cuts, holds=holds) for holds in (True, False))
     passing = np.array([evaluate(one, sample).sum() for one in workload.filters])
     weights = np.array(workload.weights)
     share_read = np.minimum(1.0, SCANNED_ROWS / np.maximum(passing * limits.rows / sample.num_rows, 1))
@@ -144,16 +143,47 @@ def _questions(sample: pa.Table, workload: Workload, cuts: list[Atom], limits: T
 
 
 def _candidates(workload: Workload) -> list[Atom]:
-    """Distinct predicates on one column, by falling weight of the filters that they stand in."""
+    """Distinct predicates on one column, by falling weight of the filters that they stand in, and ranges of asked values."""
     found: dict[Atom, float] = {}
     for one, weight in zip(workload.filters, workload.weights, strict=True):
         for atom in dict.fromkeys(atoms_of(one.predicate)):
             found[atom] = found.get(atom, 0.0) + weight
-    return sorted(found, key=lambda atom: (-found[atom], to_sql(atom)))[:MOST_CUTS]
+    heaviest = sorted(found, key=lambda atom: (-found[atom], to_sql(atom)))[:MOST_CUTS]
+    return list(dict.fromkeys([*heaviest, *_ranges(found)]))
 
 
-def _can_meet(predicate: Predicate, cut: Atom, *, holds: bool) -> bool:
-    return Region().where(cut, holds=holds).may_hold(predicate)
+def _ranges(weights: Mapping[Atom, float]) -> Iterator[Atom]:
+    """Cuts between the values of columns of which many are asked for one by one, evenly by their weight.
+
+    So filters on values that are too rare for partitions of their own share some, as tenants do.
+    """
+    asked: dict[str, list[tuple[Value, float]]] = {}
+    for atom, weight in weights.items():
+        if isinstance(atom, Comparison) and atom.operator == "=":
+            asked.setdefault(atom.column, []).append((atom.value, weight))
+    for column, pairs in sorted(asked.items()):
+        pairs.sort()
+        reached = np.cumsum([weight for _, weight in pairs])
+        steps = np.arange(1, RANGES) / RANGES * reached[-1]
+        places = np.unique(np.searchsorted(reached[:-1], steps))
+        yield from (
+            Comparison(column, "<=", pairs[place][0]) for place in places[places < len(pairs) - 1].tolist()
+        )
+
+
+def _can_meet(filters: Sequence[Filter], cuts: Sequence[Atom], *, holds: bool) -> NDArray[np.bool_]:
+    """(filters, cuts) whether a row that passes the filter can be one for which the cut is TRUE, or is not."""
+    regions = [Region().where(cut, holds=holds) for cut in cuts]
+    possible = np.array([not region.is_empty for region in regions], np.bool_)
+    of_column: dict[str, list[int]] = {}
+    for number, cut in enumerate(cuts):
+        of_column.setdefault(cut.column, []).append(number)
+    found = np.empty((len(filters), len(cuts)), np.bool_)
+    for row, one in enumerate(filters):
+        found[row] = possible & Region().may_hold(one.predicate)
+        for number in chain.from_iterable(of_column.get(column, ()) for column in one.columns):
+            found[row, number] = regions[number].may_hold(one.predicate)
+    return found
 
 
 def _best_cut(

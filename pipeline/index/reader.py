@@ -148,6 +148,15 @@ class QueryEncoder(Protocol):
 # ------------------------------------------------------------------------------------------------ index
 
 
+class _Route(NamedTuple):
+    """Where a filter leads."""
+
+    reached: tuple[int, ...]
+    """Partitions that may hold a row that passes."""
+    all_pass: bool
+    """Whether all of their rows do, and they are more than would be compared one by one."""
+
+
 class IndexReader:
     """Search over one index, whether or not it is published.
 
@@ -197,6 +206,7 @@ class IndexReader:
             ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
         """
         queries = checked_queries(vectors, self.manifest, k)
+        partitions, where = self.partitions(where), self.without_need(where)
         defaults = self.manifest.search
         depth = _default_depth(defaults.rerank, k, where) if rerank is None else rerank
         rule = probing or Probing(defaults.lists, defaults.margin)
@@ -204,7 +214,8 @@ class IndexReader:
         stats = SearchStats()
         size = max(1, min(QUERY_BLOCK, CANDIDATES_AT_ONCE // max(depth, k)))
         for start in range(0, len(queries), size):
-            block = self._block(queries[start : start + size], k, where)
+            some = queries[start : start + size]
+            block = _Block(self._store, partitions, some, k, where, one_each=self._one_each)
             found = block.exact() if exact else block.approximate(rule, depth)
             hits += found
             stats = stats.plus(block.stats())
@@ -240,26 +251,24 @@ class IndexReader:
     def partitions(self, where: Filter | None = None) -> list[Numbered]:
         """Those that may hold a row passing a filter, opened and numbered by their place in the manifest; all if None."""
         partitions = self.manifest.partitions
-        numbers = range(len(partitions)) if where is None else self._routes.of(where.text, where)
+        numbers = range(len(partitions)) if where is None else self._routes.of(where.text, where).reached
         return numbered((number, self._reader(partitions[number])) for number in numbers)
 
-    def _route(self, where: Filter) -> tuple[int, ...]:
-        return tuple(
-            number
-            for number, partition in enumerate(self.manifest.partitions)
-            if self._may_hold(partition, where)
-        )
+    def without_need(self, where: Filter | None) -> Filter | None:
+        """The filter, or None where every row of the partitions that it reaches passes and they are more than are compared."""
+        return None if where is None or self._routes.of(where.text, where).all_pass else where
 
-    def _may_hold(self, partition: Partition, where: Filter) -> bool:
-        return self._regions.get(partition.partition_id, ANYWHERE).may_hold(where.predicate)
+    def _route(self, where: Filter) -> "_Route":
+        regions = [self._regions.get(one.partition_id, ANYWHERE) for one in self.manifest.partitions]
+        reached = tuple(no for no, region in enumerate(regions) if region.may_hold(where.predicate))
+        rows = sum(self.manifest.partitions[no].rows for no in reached)
+        all_pass = rows > FILTERED_ROWS and all(regions[no].must_hold(where.predicate) for no in reached)
+        return _Route(reached, all_pass)
 
     @cached_property
     def _regions(self) -> dict[int, Region]:
         table = self.manifest.partition_table
         return {} if table is None else read_regions(self._store, table, self.manifest.cuts, self.attributes)
-
-    def _block(self, queries: NDArray[np.float32], k: int, where: Filter | None) -> "_Block":
-        return _Block(self._store, self.partitions(where), queries, k, where, one_each=self._one_each)
 
     def _reader(self, partition: Partition) -> PartitionReader:
         if partition.partition_id not in self._opened:

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.execution.drifting import layout_drift
 from pipeline.filters import evaluate, parse_filter
+from pipeline.index.batch import search_many
 from pipeline.index.reader import open_release
 from pipeline.release import read_manifest, read_release, verify
 from pipeline.storage import open_store
@@ -124,6 +125,35 @@ def test_a_filtered_search_finds_what_passes_in_the_partitions_that_it_looks_int
     assert all(len(hits) == min(10, passing.num_rows) for hits in near)
     reached = set(passing["partition"].to_pylist())
     assert len(reached) * 7 <= near.stats.partitions_opened
+
+
+def test_a_filter_that_all_rows_of_its_partitions_pass_is_not_tested_and_finds_no_others(built, monkeypatch):
+    _, config = built
+    rows = _vectors(config)
+    vectors = np.stack(rows["embedding"].to_pylist()[:40]).astype(np.float32)
+    monkeypatch.setattr("pipeline.index.reader.FILTERED_ROWS", 10)
+    reader = open_release(config.root).reader
+    untested = 0
+    for one in reader.manifest.partitions:
+        where = parse_filter(one.path, reader.attributes)
+        assert {part.number for part in reader.partitions(where)} >= {one.partition_id}
+        untested += reader.without_need(where) is None
+        passing = rows.filter(pa.array(evaluate(where, rows)))
+        matching = set(passing["doc_id"].to_pylist())
+        alone = reader.search(vectors, where=where)
+        together = search_many(reader, vectors, [where] * len(vectors))
+        exact = reader.search(vectors, where=where, exact=True)
+        of_query = np.split(
+            np.array(together.doc_id.to_pylist()), np.flatnonzero(np.diff(together.query)) + 1
+        )
+        for hits, names, best in zip(alone, of_query, exact, strict=True):
+            assert len(hits) == len(names) == 10
+            assert {hit.doc_id for hit in hits} | set(names) <= matching
+            assert len({hit.doc_id for hit in best} & {hit.doc_id for hit in hits}) >= 5
+        assert alone.stats.partitions_opened == len(vectors) * len(reader.partitions(where))
+    assert untested >= 3
+    assert reader.without_need(parse_filter("section = 'a' AND year = 2003", reader.attributes)) is not None
+    assert reader.without_need(parse_filter("year > 9999", reader.attributes)) is not None
 
 
 def test_filters_of_the_workload_look_into_few_partitions_and_others_into_no_more_than_there_are(built):

@@ -28,8 +28,11 @@ def test_where_a_row_passes_the_filter_the_region_says_that_one_may(known, where
             rows = rows.filter(pa.array(passes if holds else ~passes))
     assert rows.num_rows == 0 or not region.is_empty
     filter_ = parse_filter(where, ATTRIBUTES)
-    if evaluate(filter_, rows).any():
+    passes = evaluate(filter_, rows)
+    if passes.any():
         assert region.may_hold(filter_.predicate)
+    if region.must_hold(filter_.predicate):
+        assert passes.all()
 
 
 @parity
@@ -81,3 +84,26 @@ def region(*known):
 )
 def test_conditions_on_one_column_are_decided_exactly(known, where, may):
     assert region(*known).may_hold(parse_filter(where, SCHEMA).predicate) is may
+
+
+@pytest.mark.parametrize(
+    ("known", "where", "must"),
+    [
+        ([("n >= 5", True)], "n >= 5", True),
+        ([("n >= 5", True)], "n >= 4", True),
+        ([("n >= 5", True)], "n >= 6", False),
+        ([("n >= 5", True)], "n IS NOT NULL", True),
+        ([("n >= 5", False)], "n < 5", False),
+        ([("n >= 5", False), ("n IS NULL", False)], "n < 5", True),
+        ([("s = 'a'", True)], "s IN ('a', 'b')", True),
+        ([("s = 'a'", True)], "s = 'a' AND n >= 5", False),
+        ([("s = 'a'", True)], "s = 'a' OR n >= 5", True),
+        ([("s IN ('a', 'b')", True)], "s = 'a' OR s = 'b'", True),
+        ([("list_contains(t, 'x')", True)], "list_contains(t, 'x')", True),
+        ([("list_contains(t, 'x')", False)], "NOT list_contains(t, 'x')", False),
+        ([], "TRUE", True),
+        ([], "NULL", False),
+    ],
+)
+def test_a_region_says_of_a_filter_that_all_rows_pass_it(known, where, must):
+    assert region(*known).must_hold(parse_filter(where, SCHEMA).predicate) is must

@@ -304,7 +304,7 @@ def answer_shard(
     table = read_columns(store, queries.path)
     filters = filters_of(opened.reader, table["filter"].to_pylist())
     vectors = to_matrix(table["embedding"]).astype(np.float32)
-    found = search_many(opened.reader, vectors, filters, k=k, exact=exact, threads=1)
+    found = search_many(opened.reader, vectors, filters, k=k, exact=exact)
     return _written(store, results_table(table["query_id"], found, release), found)
 
 
@@ -341,7 +341,7 @@ def item_shard(
     texts = with_constants([where] * rows.num_rows, rows, place=f"--filter {where!r}")
     filters = filters_of(opened.reader, texts)
     vectors = to_matrix(rows["embedding"]).astype(np.float32)
-    found = search_many(opened.reader, vectors, filters, k=k + 1, exact=exact, threads=1)
+    found = search_many(opened.reader, vectors, filters, k=k + 1, exact=exact)
     return _written(store, _without_themselves(results_table(rows["doc_id"], found, release), k), found)
 
 

@@ -16,7 +16,6 @@ import faiss
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from pipeline.filters import Filter, evaluate_many
 from pipeline.index.partition import Numbered
@@ -38,6 +37,8 @@ vectors, scored as they are. *Measured* on 162,093 vectors and 6,666 queries, mo
 GATHERED, SCORED = 0.8, 0.05
 """Nanoseconds a dimension to pick a passing row out of a partition, and to multiply a row with a query: by these a group of
 queries is compared with all rows that pass, or probes lists."""
+MEMBERS = 1024
+"""Queries of a group, and of a share of what is joined."""
 BITMAP_BYTES = 1 << 28
 """Of the bitmaps of queries that are answered together."""
 MASKS_AT_ONCE = 1 << 26
@@ -47,7 +48,7 @@ DISTANCES_AT_ONCE = 1 << 22
 CHUNKS = 4
 """Vectors that are looked for per document, where documents have several."""
 RESULTS_AT_ONCE = 1 << 23
-"""Vectors found that are held together."""
+"""Vectors found that are held together, of all threads."""
 ROUNDS = 3
 """Of I/O: attributes, vectors, doc_ids."""
 NOWHERE = -1
@@ -111,13 +112,19 @@ class Found:
 
 @dataclass(frozen=True)
 class _Group:
-    """Queries with the same filter."""
+    """Queries with the same filter, `MEMBERS` at most."""
 
     members: NDArray[np.int64]
     reached: tuple[Numbered, ...]
     bitmaps: Mapping[int, NDArray[np.uint8]] | None
     """By partition, packed, whether each row passes; None where all do."""
     passing: int
+
+    def passing_of(self, one: Numbered) -> NDArray[np.int64]:
+        """(lists,) vectors of each list's own that pass."""
+        if self.bitmaps is None:
+            return one.part.primaries
+        return one.part.primaries_passing(self.mask(one.number, 0, one.part.rows))
 
     def mask(self, number: int, first: int, stop: int) -> NDArray[np.bool_]:
         """Whether each of some rows of a partition passes."""
@@ -144,12 +151,11 @@ def answer(batch: Batch, routes: Routes, *, threads: int) -> Found:
     Args:
         batch: What is asked.
         routes: Of each filter.
-        threads: That compare; files are read by the caller's.
+        threads: That compare, each with products of its own.
     """
     passing = np.zeros(len(batch.queries), np.int64)
     work = Work()
-    # Products are too small for BLAS to share one among threads well: each thread has its own.
-    with threadpool_limits(1), _Team(threads, batch) as team:
+    with _Team(threads, batch) as team:
         for groups in _together(batch, routes, team):
             for group in groups:
                 passing[group.members] = group.passing
@@ -183,22 +189,22 @@ class _Team:
         return list(self._pool.map(call, items))
 
     def share(self, items: Sequence[S], compare: Callable[[Sequence[S], "_Best"], int]) -> int:
-        """Let every thread compare some of the items, evenly many; the sum of what it gives."""
-        if not items:
-            return 0
-        shares = [items[start :: self.size] for start in range(self.size)]
+        """Let every thread compare a run of the items; the sum of what it gives."""
+        size = max(1, -(-len(items) // self.size))
+        shares = [items[start : start + size] for start in range(0, len(items), size)]
         return sum(self._pool.map(compare, shares, self._found))
 
     def best(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(q, k) places and scores of the best of all, best first."""
         first, *others = self._found
-        queries = np.arange(first.num_queries)
-        for one in others:
-            first.add(queries, *one.sorted())
+
+        def join(start: int) -> None:
+            queries = np.arange(start, min(start + MEMBERS, first.num_queries))
+            for one in others:
+                first.add(queries, one.places[queries], one.scores[queries])
+
+        self.map(join, range(0, first.num_queries, MEMBERS))
         return first.sorted()
-
-
-# ------------------------------------------------------------------------------------------------ grouping
 
 
 def _together(batch: Batch, routes: Routes, team: _Team) -> Iterator[list[_Group]]:
@@ -215,7 +221,11 @@ def _together(batch: Batch, routes: Routes, team: _Team) -> Iterator[list[_Group
     for number in np.unique(cut):
         some = [wheres[i] for i in np.flatnonzero(cut == number).tolist()]
         bitmaps = _bitmaps(some, routes, team)
-        yield [_group(np.array(members[where]), routes[where].reached, bitmaps.get(where)) for where in some]
+        yield [
+            group
+            for where in some
+            for group in _groups(np.array(members[where]), routes[where].reached, bitmaps.get(where))
+        ]
 
 
 def _bitmaps(
@@ -247,16 +257,19 @@ def _packed(tables: Sequence[pa.Table], filters: Sequence[Filter]) -> list[NDArr
     return [np.packbits(np.concatenate(own)) for own in zip(*masks, strict=True)]
 
 
-def _group(
+def _groups(
     members: NDArray[np.int64],
     reached: tuple[Numbered, ...],
     bitmaps: Mapping[int, NDArray[np.uint8]] | None,
-) -> _Group:
-    if bitmaps is None:
-        return _Group(members, reached, None, sum(one.part.rows for one in reached))
-    counts = {number: int(np.bitwise_count(bitmap).sum()) for number, bitmap in bitmaps.items()}
-    alive = tuple(one for one in reached if counts[one.number])
-    return _Group(members, alive, bitmaps, sum(counts.values()))
+) -> list[_Group]:
+    passing = sum(one.part.rows for one in reached)
+    if bitmaps is not None:
+        counts = {number: int(np.bitwise_count(bitmap).sum()) for number, bitmap in bitmaps.items()}
+        reached = tuple(one for one in reached if counts[one.number])
+        passing = sum(counts.values())
+    # Of so many whatever the threads are: products of another shape have other last bits.
+    blocks = (members[start : start + MEMBERS] for start in range(0, len(members), MEMBERS))
+    return [_Group(block, reached, bitmaps, passing) for block in blocks]
 
 
 def _scans_all(group: _Group, batch: Batch) -> bool:
@@ -310,9 +323,7 @@ def _probed(batch: Batch, groups: Sequence[_Group], team: _Team) -> _Pairs:
 def _probed_of(batch: Batch, group: _Group) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Lists and queries of one group: those of the rule that have a passing row, and more until enough rows pass."""
     numbers = np.concatenate([one.first + np.arange(one.part.num_lists) for one in group.reached])
-    passing = np.concatenate(
-        [one.part.primaries_passing(group.mask(one.number, 0, one.part.rows)) for one in group.reached]
-    )
+    passing = np.concatenate([group.passing_of(one) for one in group.reached])
     alive = np.flatnonzero(passing)
     numbers, passing = numbers[alive], passing[alive]
     size = max(1, DISTANCES_AT_ONCE // sum(one.part.num_lists for one in group.reached))
@@ -519,21 +530,21 @@ class _Best:
 
     def __init__(self, num_queries: int, k: int) -> None:
         self._k = k
-        self._places = np.full((num_queries, k), NOWHERE, np.int64)
-        self._scores = np.full((num_queries, k), -np.inf, np.float32)
+        self.places = np.full((num_queries, k), NOWHERE, np.int64)
+        self.scores = np.full((num_queries, k), -np.inf, np.float32)
 
     def add(self, queries: NDArray[np.int64], places: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
         """Consider (n, few) vectors of distinct queries (n,)."""
-        scores = np.hstack([self._scores[queries], scores])
-        places = np.hstack([self._places[queries], places])
+        scores = np.hstack([self.scores[queries], scores])
+        places = np.hstack([self.places[queries], places])
         kept = np.lexsort((places, -scores), axis=1)[:, : self._k]
-        self._scores[queries] = np.take_along_axis(scores, kept, axis=1)
-        self._places[queries] = np.take_along_axis(places, kept, axis=1)
+        self.scores[queries] = np.take_along_axis(scores, kept, axis=1)
+        self.places[queries] = np.take_along_axis(places, kept, axis=1)
 
     def add_best(self, queries: NDArray[np.int64], first: int, scores: NDArray[np.float32]) -> None:
         """Consider vectors at consecutive places, with their (n, rows) scores."""
         best = scores.max(axis=1)
-        better = np.flatnonzero((best >= self._scores[queries].min(axis=1)) & (best > -np.inf))
+        better = np.flatnonzero((best >= self.scores[queries].min(axis=1)) & (best > -np.inf))
         if not len(better):
             return
         queries, scores = queries[better], scores[better]
@@ -545,13 +556,14 @@ class _Best:
 
     @property
     def num_queries(self) -> int:
-        return len(self._places)
+        """Of how many queries."""
+        return len(self.places)
 
     def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """(q, k) places and scores, best first."""
-        places = np.where(np.isfinite(self._scores), self._places, NOWHERE)
-        order = np.lexsort((places, -self._scores), axis=1)
-        return np.take_along_axis(places, order, axis=1), np.take_along_axis(self._scores, order, axis=1)
+        places = np.where(np.isfinite(self.scores), self.places, NOWHERE)
+        order = np.lexsort((places, -self.scores), axis=1)
+        return np.take_along_axis(places, order, axis=1), np.take_along_axis(self.scores, order, axis=1)
 
 
 # ------------------------------------------------------------------------------------------------ documents
@@ -579,7 +591,7 @@ def search_many(
     k: int = 10,
     probing: Probing | None = None,
     exact: bool = False,
-    threads: int | None = None,
+    threads: int = 1,
 ) -> ManyHits:
     """Find the k nearest documents of each of many queries, each under a filter of its own.
 
@@ -590,8 +602,8 @@ def search_many(
         k: Documents per query; fewer come where fewer match.
         probing: Which posting lists a query probes; the release's default if None.
         exact: Compare every query with every row that passes.
-        threads: That compare; as many as FAISS would take if None, which OMP_NUM_THREADS bounds. Meanwhile BLAS takes one for
-            each product, in the whole process.
+        threads: That compare, each with products of its own: these are too small for BLAS to share one among threads. With
+            several, hold BLAS to one meanwhile (`threadpoolctl.threadpool_limits`).
 
     Raises:
         ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
@@ -602,10 +614,10 @@ def search_many(
     before = reader.cost
     depth, routes = k if reader.one_each else CHUNKS * k, _routes(reader, set(filters))
     parts, work = list[_Hits](), Work()
-    for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // depth)):
+    for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // (depth * threads))):
         some = slice(start, start + size)
         batch = Batch(queries[some], filters[some], depth, rule, exact)
-        hits, cost = _searched(reader, batch, routes, k, threads or faiss.omp_get_max_threads())
+        hits, cost = _searched(reader, batch, routes, k, threads)
         parts.append(hits._replace(query=hits.query + start))
         work = work.plus(cost)
     hits = _Hits.joined(parts)

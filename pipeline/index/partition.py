@@ -64,8 +64,8 @@ HEAD_TO_VECTOR = 2
 """Bytes of a float32 head to those of a float16 vector."""
 READ_WHOLE = 50
 """A column is read whole for every so many'th of its values, instead of byte ranges for each."""
-FILTERS_KEPT = 32
-"""What passes them, by partition: a bit a row and eight bytes a list for each."""
+FILTERS_KEPT, KEPT_BYTES = 32, 1 << 24
+"""Of which it is kept what passes, and what that takes, by partition: a bit a row and eight bytes a list for each."""
 LENGTH_BYTES = 4
 """In front of each string of a PLAIN page."""
 
@@ -146,7 +146,7 @@ class _SegmentReader:
 
 
 class Remembered(Generic[A, B]):
-    """The last results of a function.
+    """Results of a function, kept; as they become too many, all are forgotten.
 
     Args:
         of: The function.
@@ -239,7 +239,10 @@ class PartitionReader:
         )
         self._segments = [_SegmentReader(store, segment, partition) for segment in partition.segments]
         self._first = np.cumsum([0, *(segment.rows for segment in self._segments)])
-        self._passing = Remembered(self._evaluated, most=FILTERS_KEPT)
+        kept_bytes = self.rows // 8 + 8 * self.num_lists
+        self._passing = Remembered(
+            self._evaluated, most=max(1, min(FILTERS_KEPT, KEPT_BYTES // max(1, kept_bytes)))
+        )
         self._widths = {
             "vector_id": VECTOR_ID.byte_width,
             "embedding": self._heads.width("head") // HEAD_TO_VECTOR,
@@ -310,6 +313,11 @@ class PartitionReader:
     def _by_list(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         lists = self.directory["list_no"]
         return np.bincount(lists, weights=counts, minlength=self.num_lists).astype(np.int64)
+
+    @cached_property
+    def primaries(self) -> NDArray[np.int64]:
+        """(lists,) vectors of each list's own."""
+        return self._by_list(self.directory["num_primaries"])
 
     @cached_property
     def list_entries(self) -> NDArray[np.int64]:

@@ -361,6 +361,7 @@ class _Block:
         self._part_of = {one.number: one.part for one in partitions}
         self._bytes, self._requests = self._read_so_far()
         self._probed = self._scanned = self._reranked = self._rounds = 0
+        self._masks: dict[int, NDArray[np.bool_]] = {}
 
     def stats(self) -> SearchStats:
         read, requests = self._read_so_far()
@@ -405,7 +406,7 @@ class _Block:
         """Score every passing row with its float16 vector; the running best are one row per document."""
         best = RunningBest(len(self._queries), self._k)
         for number, part in self._part_of.items():
-            rows = np.arange(part.rows) if self._where is None else np.flatnonzero(part.mask(self._where))
+            rows = np.arange(part.rows) if self._where is None else np.flatnonzero(self._mask(number))
             for start in range(0, len(rows), EXACT_BLOCK_ROWS):
                 block = rows[start : start + EXACT_BLOCK_ROWS]
                 scores = self._queries @ part.embeddings(block).T
@@ -415,11 +416,18 @@ class _Block:
         self._rounds = 1
         return self._named(best.candidates())
 
+    def _mask(self, number: int) -> NDArray[np.bool_]:
+        """(rows,) of a partition whether each passes."""
+        assert self._where is not None  # noqa: S101 - nothing is tested without a filter
+        if number not in self._masks:
+            self._masks[number] = self._part_of[number].mask(self._where)
+        return self._masks[number]
+
     def _matching(self) -> int:
         """Rows that pass."""
         if self._where is None:
             return sum(one.part.rows for one in self._partitions)
-        return sum(int(one.part.mask(self._where).sum()) for one in self._partitions)
+        return sum(int(self._mask(one.number).sum()) for one in self._partitions)
 
     def _candidates(
         self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, depth: int
@@ -529,7 +537,7 @@ class _Block:
         places = rows + np.repeat(numbers << 32, np.diff(stops, prepend=0))
         if self._where is None:
             return places, entries
-        masks = [self._part_of[number].mask(self._where) for number in numbers.tolist()]
+        masks = [self._mask(number) for number in numbers.tolist()]
         parts = np.split(rows, stops[:-1])
         kept = np.concatenate([mask[own] for mask, own in zip(masks, parts, strict=True)])
         return places[kept], entries.only(kept)

@@ -21,8 +21,8 @@ SAMPLE_ROWS = 100_000
 """Rows that a tree is grown on at most."""
 MOST_CUTS = 256
 """Predicates of the workload that are tried at each node, heaviest first."""
-RANGES = 128
-"""Ranges into which the values are cut that filters ask of a column one by one."""
+MANY_VALUES, RANGES = 16, 128
+"""Values that filters ask of a column one by one, at least, that ranges are tried for; and these ranges."""
 SCANNED_ROWS = 1000
 """Passing rows after which a search of posting lists has found its neighbours, about: the more rows pass a filter, the smaller
 the share of what it can reach that it must read."""
@@ -162,6 +162,8 @@ def _ranges(weights: Mapping[Atom, float]) -> Iterator[Atom]:
         if isinstance(atom, Comparison) and atom.operator == "=":
             asked.setdefault(atom.column, []).append((atom.value, weight))
     for column, pairs in sorted(asked.items()):
+        if len(pairs) < MANY_VALUES:
+            continue
         pairs.sort()
         reached = np.cumsum([weight for _, weight in pairs])
         steps = np.arange(1, RANGES) / RANGES * reached[-1]

@@ -162,6 +162,9 @@ def _binarizer_problems(store: Store, partition: Partition, dims: int) -> Iterat
 
 def _path_problems(store: Store, partition: Partition, cuts: Sequence[Filter]) -> Iterator[str]:
     """Whether its rows are those that its path leads to: filters that do not lead there never see them."""
+    if len(partition.bits) != len(cuts):
+        yield f"partition {partition.partition_id}: expected bits of {len(cuts)} cuts, found {partition.bits!r}"
+        return
     asked = [(cut, bit == "1") for cut, bit in zip(cuts, partition.bits, strict=True) if bit != NOT_ASKED]
     if not asked:
         return

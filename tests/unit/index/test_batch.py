@@ -136,6 +136,7 @@ def test_no_query_finds_fewer_than_match_nor_a_document_twice_nor_one_that_fails
 def test_any_number_of_threads_finds_the_same_and_counts_the_same(corpus, exact, request, monkeypatch):
     store, _, manifest, _, _ = request.getfixturevalue(corpus)
     monkeypatch.setattr(batching, "PASSING_ROWS", 20)
+    monkeypatch.setattr(batching, "MEMBERS", 4)
     queries, filters = asked(manifest, 90)
     one, *others = (
         search_many(IndexReader(store, manifest), queries, filters, k=7, exact=exact, threads=threads)

@@ -5,12 +5,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from pipeline.artifacts import IndexManifest
 from pipeline.config import Config
@@ -125,7 +124,7 @@ def _search(release: Release, asked: Queries, how: How) -> tuple[pa.Table, Searc
     if how.rerank is None and _pays_together(release.reader.manifest, len(asked)):
         filters = filters_of(release.reader, asked.filters)
         vectors = release.vectors_of(_content(asked))
-        threads = faiss.omp_get_max_threads()
+        threads = max(one["num_threads"] for one in threadpool_info())
         with threadpool_limits(1):
             found = search_many(release.reader, vectors, filters, k=how.k, exact=how.exact, threads=threads)
         return results_table(pa.array(asked.query_ids, pa.string()), found, release.number), found.stats

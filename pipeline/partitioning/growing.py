@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -11,7 +11,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import LayoutConfig
-from pipeline.filters import Atom, Comparison, Filter, Region, Value, atoms_of, evaluate, filter_of, to_sql
+from pipeline.filters import (
+    Atom,
+    Comparison,
+    Filter,
+    Region,
+    Value,
+    atoms_of,
+    evaluate_many,
+    filter_of,
+    to_sql,
+)
 from pipeline.partitioning.tree import UNCUT, Cut, PartitionTree
 from pipeline.partitioning.workload import Workload
 
@@ -134,9 +144,10 @@ def grow_tree(sample: pa.Table, workload: Workload, limits: TreeLimits) -> Parti
 
 
 def _questions(sample: pa.Table, workload: Workload, cuts: list[Atom], limits: TreeLimits) -> _Questions:
-    truth = np.stack([evaluate(filter_of(cut), sample) for cut in cuts])
+    masks = evaluate_many([*map(filter_of, cuts), *workload.filters], sample)
+    truth = np.stack(list(islice(masks, len(cuts))))
     needs_true, needs_other = (_can_meet(workload.filters, cuts, holds=holds) for holds in (True, False))
-    passing = np.array([evaluate(one, sample).sum() for one in workload.filters])
+    passing = np.array([mask.sum() for mask in masks])
     weights = np.array(workload.weights)
     share_read = np.minimum(1.0, SCANNED_ROWS / np.maximum(passing * limits.rows / sample.num_rows, 1))
     return _Questions(cuts, truth, needs_true, needs_other, weights * share_read, weights)

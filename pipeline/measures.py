@@ -5,9 +5,27 @@ found, is in `pipeline.evaluation`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple, TypeVar
 
-__all__ = ["least_near", "mean", "ndcg_at_k", "overlap_at_k", "percentile", "recall_at_k"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "ROUNDING",
+    "Interval",
+    "least_near",
+    "mean",
+    "ndcg_at_k",
+    "overlap_at_k",
+    "paired_interval",
+    "percentile",
+    "recall_at_k",
+    "share_interval",
+]
+
+D = TypeVar("D", bound=Hashable)
+"""What names a document."""
 
 
 ROUNDING = 1e-5
@@ -47,7 +65,7 @@ def overlap_at_k(found: Mapping[str, float], exact: Mapping[str, float], k: int)
     return min(near, wanted) / wanted
 
 
-def recall_at_k(found: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+def recall_at_k(found: Sequence[D], grades: Mapping[D, float], k: int) -> float:
     """Share of the relevant documents (grade above 0) among the found top k.
 
     Raises:
@@ -59,7 +77,7 @@ def recall_at_k(found: Sequence[str], grades: Mapping[str, float], k: int) -> fl
     return len(relevant & set(found[:k])) / len(relevant)
 
 
-def ndcg_at_k(found: Sequence[str], grades: Mapping[str, float], k: int) -> float:
+def ndcg_at_k(found: Sequence[D], grades: Mapping[D, float], k: int) -> float:
     """Normalized discounted cumulative gain with linear gain, as trec_eval's ndcg_cut.
 
     Source: Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", TOIS 20(4), 2002, section 2.
@@ -98,3 +116,83 @@ def percentile(values: Sequence[float], fraction: float) -> float:
         raise ValueError("a percentile of no values")
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, math.ceil(fraction * len(ordered)) - 1 if fraction > 0 else 0)]
+
+
+class Interval(NamedTuple):
+    """A figure with the interval that holds it with 95 % confidence."""
+
+    value: float
+    low: float
+    high: float
+
+
+RESAMPLES = 2000
+OUTSIDE = 0.025
+"""Share of the resamples on either side of the interval."""
+
+
+def paired_interval(
+    better: NDArray[np.float64], base: NDArray[np.float64], rng: np.random.Generator
+) -> Interval:
+    """Mean difference of two systems on the same queries, by bootstrap over the queries.
+
+    Source: Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7, 1979; percentile intervals.
+
+    Args:
+        better: (q,) figures of one system.
+        base: (q,) of the other.
+        rng: Draws the resamples.
+
+    Raises:
+        ValueError: There is no query.
+    """
+    means = _resampled((better - base)[:, None], rng)[:, 0]
+    return Interval(float((better - base).mean()), *_ends(means))
+
+
+def share_interval(
+    part: NDArray[np.float64],
+    base: NDArray[np.float64],
+    whole: NDArray[np.float64],
+    rng: np.random.Generator,
+) -> Interval:
+    """Share of the gain from `base` to `whole` that `part` keeps: (part - base) / (whole - base), of means over the same queries.
+
+    Args:
+        part: (q,) figures of one system.
+        base: (q,) of the one before.
+        whole: (q,) of the one that is wanted.
+        rng: Draws the resamples.
+
+    Returns:
+        The share; its ends are infinite where a resample has no gain to share, and it is nan where there is none at all.
+
+    Raises:
+        ValueError: There is no query.
+    """
+    gains = np.stack([part - base, whole - base], axis=1)
+    means = _resampled(gains, rng)
+    kept, gain = gains.mean(axis=0)
+    if gain <= 0:
+        return Interval(math.nan, -math.inf, math.inf)
+    if (means[:, 1] <= 0).any():
+        return Interval(float(kept / gain), -math.inf, math.inf)
+    return Interval(float(kept / gain), *_ends(means[:, 0] / means[:, 1]))
+
+
+def _resampled(values: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """(RESAMPLES, c) means of columns (q, c) over queries drawn with replacement.
+
+    Raises:
+        ValueError: There is no query.
+    """
+    if not len(values):
+        raise ValueError("an interval of no queries")
+    chances = np.full(len(values), 1 / len(values))
+    draws = (rng.multinomial(len(values), chances) @ values for _ in range(RESAMPLES))
+    return np.stack(list(draws)) / len(values)
+
+
+def _ends(means: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(means, [OUTSIDE, 1 - OUTSIDE])
+    return float(low), float(high)

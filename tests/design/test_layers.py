@@ -28,7 +28,7 @@ ONLY_IN = {
     "fsspec": {"storage"},
     "boto3": set(),
     "yaml": {"config"},
-    "torch": {"embedding", "binarization"},
+    "torch": {"embedding", "binarization", "upgrade"},
     "sentence_transformers": {"embedding"},
     "transformers": {"embedding"},
     "faiss": {"clustering", "binarization", "postings", "index", "evaluation"},

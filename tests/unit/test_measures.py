@@ -1,10 +1,19 @@
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.measures import mean, ndcg_at_k, overlap_at_k, percentile, recall_at_k
+from pipeline.measures import (
+    mean,
+    ndcg_at_k,
+    overlap_at_k,
+    paired_interval,
+    percentile,
+    recall_at_k,
+    share_interval,
+)
 
 RANKINGS = st.lists(st.sampled_from([f"d{i}" for i in range(12)]), unique=True, max_size=12)
 
@@ -82,3 +91,42 @@ def test_percentile_is_the_nearest_rank():
 def test_statistics_of_nothing_are_refused(call):
     with pytest.raises(ValueError, match="no values"):
         call()
+
+
+def test_a_paired_interval_holds_the_difference_and_is_narrow_where_all_queries_agree():
+    base = np.random.default_rng(0).random(400)
+    found = paired_interval(base + 0.1, base, np.random.default_rng(1))
+    assert found == pytest.approx((0.1, 0.1, 0.1))
+    noisy = paired_interval(np.random.default_rng(2).random(400), base, np.random.default_rng(1))
+    assert noisy.low < 0 < noisy.high
+    assert noisy.low < noisy.value < noisy.high
+
+
+def test_intervals_of_noise_hold_zero_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    held = [
+        found.low <= 0 <= found.high
+        for found in (paired_interval(rng.random(60), rng.random(60), rng) for _ in range(300))
+    ]
+    assert 0.90 <= np.mean(held) <= 0.99
+
+
+def test_the_share_of_a_gain_is_that_of_the_means():
+    base, whole = np.zeros(50), np.linspace(0.5, 1.5, 50)
+    found = share_interval(0.25 * whole, base, whole, np.random.default_rng(0))
+    assert found == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_the_share_of_a_gain_that_may_be_none_is_unbounded():
+    rng = np.random.default_rng(0)
+    base = rng.random(50)
+    whole = base + rng.normal(0.001, 0.2, 50)
+    whole += 0.005 - (whole - base).mean()
+    assert share_interval(rng.random(50), base, whole, rng)[1:] == (-math.inf, math.inf)
+
+
+def test_without_a_gain_there_is_no_share_and_without_queries_no_interval():
+    one = np.ones(5)
+    assert math.isnan(share_interval(one, 0 * one, 0 * one, np.random.default_rng(0)).value)
+    with pytest.raises(ValueError, match="no queries"):
+        paired_interval(np.zeros(0), np.zeros(0), np.random.default_rng(0))

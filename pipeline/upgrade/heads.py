@@ -13,7 +13,7 @@ from pipeline.binarization import Binarizer, Codes, binarize, rotate_queries, sc
 from pipeline.binarization.compatible import CompatibleHead, fit_compatible, train_compatible
 from pipeline.binarization.learning import mine_neighbours
 from pipeline.upgrade.exam import DEPTH, Exam, Pairs
-from pipeline.upgrade.ranking import best_of, hide_own, query_blocks
+from pipeline.upgrade.ranking import ranked_by
 
 __all__ = ["StoredCodes", "find_by_codes", "train_head"]
 
@@ -65,10 +65,6 @@ def find_by_codes(
         queries: (q, d) of the encoder that the reader is for.
     """
     rotated = rotate_queries(reader, queries)
-    depth = min(DEPTH, len(codes.code) - bool((exam.own >= 0).any()))
-    found = np.empty((len(queries), depth), np.int64)
-    for block in query_blocks(len(queries)):
-        scores = score(reader, rotated[block], *codes)
-        hide_own(scores, exam.own[block])
-        found[block] = best_of(scores, depth)
-    return found
+    return ranked_by(
+        lambda block: score(reader, rotated[block], *codes), len(codes.code), DEPTH, own=exam.own
+    )

@@ -14,7 +14,7 @@ from pipeline.upgrade.choosing import Choice
 from pipeline.upgrade.closed import complete_orthogonally
 from pipeline.upgrade.exam import DEPTH, TOP, Exam, Rung
 from pipeline.upgrade.heads import StoredCodes, find_by_codes
-from pipeline.upgrade.ranking import best_of, hide_own, query_blocks, scores_of
+from pipeline.upgrade.ranking import ranked_by, scores_of
 
 __all__ = ["FULL", "NAIVE", "ORACLE", "STATUS_QUO", "cascade", "climb", "half_migrated"]
 
@@ -105,14 +105,12 @@ def half_migrated(
     """
     new, old, order = exam.new[migrated], exam.old[~migrated], np.argsort(~migrated, kind="stable")
     place = np.argsort(order, kind="stable")
-    depth = min(DEPTH, len(exam.old) - bool((exam.own >= 0).any()))
-    found = np.empty((len(bridged), depth), np.int64)
-    for block in query_blocks(len(bridged)):
+
+    def scores(block: slice) -> NDArray[np.float32]:
         native = exam.new_queries[block] @ new.T
-        scores = np.hstack([native, calibration.of(bridged[block] @ old.T)])[:, place]
-        hide_own(scores, exam.own[block])
-        found[block] = best_of(scores, depth)
-    return found
+        return np.hstack([native, calibration.of(bridged[block] @ old.T)])[:, place]
+
+    return ranked_by(scores, len(exam.old), DEPTH, own=exam.own)
 
 
 def _oracle(exam: Exam) -> Rung:

@@ -1,9 +1,11 @@
 """Exact rankings of rows by inner products: what bridges are trained and judged by."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["best_of", "hide_own", "query_blocks", "ranked", "scores_of"]
+__all__ = ["best_of", "ranked", "ranked_by", "scores_of"]
 
 QUERY_BLOCK = 256
 """Bounds the memory of products with all documents."""
@@ -27,13 +29,26 @@ def ranked(
         own: (q,) row of the document that stands in as the query and is left out; -1: none. Where any query has one, at most
             n - 1 columns come.
     """
-    is_own = own is not None and bool((own >= 0).any())
-    depth = min(k, len(documents) - is_own)
-    found = np.empty((len(queries), depth), np.int64)
-    for block in query_blocks(len(queries)):
-        scores = queries[block] @ documents.T
-        if own is not None:
-            hide_own(scores, own[block])
+    own = np.full(len(queries), -1) if own is None else own
+    return ranked_by(lambda block: queries[block] @ documents.T, len(documents), k, own=own)
+
+
+def ranked_by(
+    scores_of_block: Callable[[slice], NDArray[np.float32]], documents: int, k: int, *, own: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """As `ranked`, by other scores than inner products.
+
+    Args:
+        scores_of_block: Of some queries, (b, n) with all documents; written to.
+        documents: How many there are.
+        k: Documents per query.
+        own: (q,) as of `ranked`.
+    """
+    depth = min(k, documents - bool((own >= 0).any()))
+    found = np.empty((len(own), depth), np.int64)
+    for block in query_blocks(len(own)):
+        scores = scores_of_block(block)
+        hide_own(scores, own[block])
         found[block] = best_of(scores, depth)
     return found
 

@@ -181,14 +181,13 @@ class Trial:
         native = exam.new_queries @ exam.new.T
         candidates = ranked(bridged, exam.old, depth)
         migrated, spent = np.zeros(len(exam.old), bool), 0
-        overlaps = []
-        for query in self.workload.stream(rows, np.random.default_rng(self.seed)):
+        stream, found = self.workload.stream(rows, np.random.default_rng(self.seed)), []
+        for query in stream:
             fresh = candidates[query][~migrated[candidates[query]]][: budget - spent]
             migrated[fresh] = True
             spent += len(fresh)
-            found = best_of(np.where(migrated, native[query], across[query])[None], 10)
-            overlaps.append(exam.of(np.array([query])).overlap(found)[0])
-        return np.array(overlaps), spent
+            found.append(best_of(np.where(migrated, native[query], across[query])[None], 10))
+        return exam.of(stream).overlap(np.concatenate(found)), spent
 
 
 DEPTHS_TRIED = (5, 10, 20, 30, 50, 100, 200)
@@ -298,7 +297,8 @@ def test_neither_space_takes_the_places_of_the_other(shared_data, which):
 def test_a_series_of_three_models(shared_data, collection):
     models = ("glove", "minilm", "mpnet")
     pairs = {(a, b): judged(shared_data, collection, a, b) for a in models for b in models if a < b}
-    matrix, chained = np.zeros((3, 3)), None
+    bridges = {names: chosen_for(upgrade).bridge for names, upgrade in pairs.items()}
+    matrix = np.zeros((3, 3))
     for i, query in enumerate(models):
         for j, index in enumerate(models[: i + 1]):
             if i == j:
@@ -307,11 +307,11 @@ def test_a_series_of_three_models(shared_data, collection):
                 matrix[i, j] = _ndcg(pairs[("glove", "mpnet")].exam, own)
             else:
                 upgrade = pairs[(index, query)]
-                bridged = chosen_for(upgrade).bridge.apply(upgrade.exam.new_queries)
+                bridged = bridges[(index, query)].apply(upgrade.exam.new_queries)
                 matrix[i, j] = _ndcg(upgrade.exam, upgrade.exam.find(bridged, upgrade.exam.old))
     first, second = pairs[("glove", "minilm")], pairs[("minilm", "mpnet")]
-    over_one = chosen_for(second).bridge.apply(second.exam.new_queries)
-    over_both = chosen_for(first).bridge.apply(over_one)
+    over_one = bridges[("minilm", "mpnet")].apply(second.exam.new_queries)
+    over_both = bridges[("glove", "minilm")].apply(over_one)
     chained = _ndcg(first.exam, first.exam.find(over_both, first.exam.old))
     print(
         f"\n{collection}, nDCG@10 | "

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.corpus.identity import DOC_HASH_BYTES, sort_keys
+
 __all__ = [
     "Candidates",
     "RunningBest",
@@ -15,9 +17,6 @@ __all__ = [
     "groups_of_lists",
     "spans_of",
 ]
-
-DOCUMENT_BYTES = 12
-"""Leading bytes of a vector_id that name the document; the rest is the chunk."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,7 @@ SHORTLIST = 4
 def _collapsed(vector_ids: NDArray[np.uint8], scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     keys = np.ascontiguousarray(vector_ids).view("S16").reshape(-1)
     order = np.lexsort((keys, -scores))
-    documents = (
-        np.ascontiguousarray(vector_ids[order, :DOCUMENT_BYTES]).view(f"S{DOCUMENT_BYTES}").reshape(-1)
-    )
+    documents = sort_keys(vector_ids[order, :DOC_HASH_BYTES])
     _, first = np.unique(documents, return_index=True)
     return order[np.sort(first)[:k]]
 

@@ -11,9 +11,19 @@ from pipeline.artifacts import Refresh, RunRecord
 from pipeline.config import Config
 from pipeline.reporting.wording import refresh_text
 
-__all__ = ["run_line", "show_drift", "show_pairs", "show_redrive", "show_run", "show_runs", "show_status"]
+__all__ = [
+    "run_line",
+    "show_drift",
+    "show_pairs",
+    "show_redrive",
+    "show_run",
+    "show_runs",
+    "show_status",
+    "show_upgrade",
+]
 
 SHOWN_CHARS = 110
+LADDER_METRICS = ("ndcg_at_10", "recall_at_100", "overlap_at_10")
 
 
 def show_run(config: Config, summary: Mapping[str, Any]) -> None:
@@ -23,6 +33,44 @@ def show_run(config: Config, summary: Mapping[str, Any]) -> None:
     console.print(_figures(summary))
     if config.evaluation.examples:
         _show_examples(console, config)
+
+
+def show_upgrade(config: Config, summary: Mapping[str, Any]) -> None:
+    """Print the ladder: what each way to answer new queries finds beside the status quo, and what it costs."""
+    console = Console(stderr=True, highlight=False)
+    console.print(_heading(config, summary))
+    ladder = summary.get("upgrade")
+    if ladder is not None:
+        console.print(_ladder(ladder, config.report.currency))
+        console.print(_figures(summary))
+
+
+def _ladder(ladder: Mapping[str, Any], currency: str) -> Table:
+    metrics = [name for name in LADDER_METRICS if name in ladder["rungs"][0]]
+    title = f"{ladder['queries']:,} queries, {ladder['documents']:,} documents; queries go by `{ladder['chosen']}`"
+    table = Table(title=title, box=None)
+    table.add_column("rung", no_wrap=True)
+    for name in (*metrics, "to status quo", "share of the gain", "embedded", "seconds", currency):
+        table.add_column(name, justify="right")
+    by = ladder["judged_by"]
+    for rung in ladder["rungs"]:
+        found = rung[by]
+        kept = found["share_kept"]
+        cells = [
+            *(f"{rung[name]['value']:.3f}" for name in metrics),
+            _interval_text(found["gain"]),
+            "" if kept is None else f"{kept[0]:.2f}",
+            f"{rung['documents_embedded']:,}",
+            *("" if rung[name] is None else f"{rung[name]:,g}" for name in ("seconds", "cost")),
+        ]
+        style = "bold" if rung["name"] == ladder["chosen"] else None
+        table.add_row(escape(rung["name"]), *cells, style=style)
+    return table
+
+
+def _interval_text(interval: Sequence[float]) -> str:
+    value, low, high = interval
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def show_redrive(config: Config, summary: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from pipeline.errors import CorruptArtifactError, DataError
 __all__ = [
     "AliasEntry",
     "Attribute",
+    "BridgeInfo",
     "CodesInfo",
     "FileRef",
     "IndexManifest",
@@ -241,6 +242,27 @@ class Partition(_Frozen):
         return (self.heads, self.directory, *graph)
 
 
+class BridgeInfo(_Frozen):
+    """How queries of a release's encoder reach partitions in the space of an earlier one."""
+
+    encoder: dict[str, object]
+    """Identity of the earlier encoder, whose vectors the partitions hold."""
+    kind: str
+    """How the bridge was found: see pipeline.spaces.bridges."""
+    files: tuple[FileRef, ...]
+    """Card and weights."""
+
+    @property
+    def space(self) -> str:
+        """Fingerprint of the space that it leads to."""
+        return str(self.encoder["fingerprint"])
+
+    @property
+    def dims(self) -> int:
+        """Width of the vectors there."""
+        return int(str(self.encoder["dims"]))
+
+
 class IndexManifest(_Frozen):
     """Everything a reader needs; names files of this and of earlier indexes."""
 
@@ -250,10 +272,13 @@ class IndexManifest(_Frozen):
     corpus: str
     plan: str
     encoder: dict[str, object]
-    """The encoder identity: see pipeline.spaces."""
+    """Identity of the encoder of queries, and of vectors but for those that a bridge leads to: see pipeline.spaces."""
     encoder_settings: dict[str, object] | None = None
     """What a reader needs to encode text queries; None where vectors are ready-made."""
     dims: int
+    """Width of that encoder's vectors."""
+    bridges: tuple[BridgeInfo, ...] = ()
+    """Into the space of each partition that is not in the encoder's own."""
     attributes: tuple[Attribute, ...]
     documents: tuple[FileRef, ...]
     document_buckets: int
@@ -271,6 +296,15 @@ class IndexManifest(_Frozen):
     search: SearchDefaults
     statistics: dict[str, float]
     """Deterministic figures of the build: list sizes, bytes."""
+
+    def bridge_to(self, space: str) -> BridgeInfo | None:
+        """How queries reach partitions in a space; None where they are in it."""
+        return next((bridge for bridge in self.bridges if bridge.space == space), None)
+
+    def dims_of(self, partition: Partition) -> int:
+        """Width of a partition's vectors."""
+        bridge = self.bridge_to(partition.space)
+        return self.dims if bridge is None else bridge.dims
 
 
 class ReleaseRecord(_Frozen):

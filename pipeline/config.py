@@ -340,6 +340,18 @@ class ReportConfig(_Strict):
     """What prices are in."""
 
 
+class UpgradeConfig(_Strict):
+    """How a new encoder is judged before queries use it."""
+
+    sample_documents: int = Field(20_000, ge=100)
+    """Documents that the new encoder embeds to train bridges and to judge them, beside those that evaluation.qrels name. Their
+    vectors stay in its cache."""
+    tolerance: float = Field(0.01, ge=0, le=1)
+    """By how much nDCG@10, or overlap@10 with the new model where nobody judged, may be below the status quo over a bridge."""
+    cascade_depths: tuple[int, ...] = (50, 100, 200)
+    """Candidates of a query that the cascades of the ladder embed."""
+
+
 class LeaseConfig(_Strict):
     """What a job does while another one changes the same root."""
 
@@ -431,6 +443,7 @@ class Config(_Strict):
     gates: GatesConfig = GatesConfig()
     release: ReleaseConfig = ReleaseConfig()
     report: ReportConfig = ReportConfig()
+    upgrade: UpgradeConfig = UpgradeConfig()
     lease: LeaseConfig = LeaseConfig()
     storage: StorageConfig = StorageConfig()
     ray: ClusterConfig = ClusterConfig()

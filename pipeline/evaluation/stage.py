@@ -6,8 +6,8 @@ Also `measure_search`, which runs an index over the queries and counts what that
 import itertools
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +23,13 @@ from pipeline.index.vectors import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
 from pipeline.postings import Probing
 from pipeline.storage import Store
-from pipeline.tables import hash_keys, read_columns, to_matrix, vector_array, write_table
+from pipeline.tables import hash_keys, open_parquet, read_columns, to_matrix, vector_array, write_table
 
 __all__ = [
     "ExactNeighbours",
     "encode_query_texts",
     "exact_bucket",
+    "exact_segment",
     "measure_search",
     "measure_setting",
     "merge_exact",
@@ -103,12 +104,45 @@ def exact_bucket(
     Returns:
         File `exact`: at most q * depth rows of EXACT.
     """
+    return _nearest(store, queries, iterate_vectors(store, source, bucket), depth)
+
+
+def exact_segment(store: Store, segment: FileRef, queries: FileRef, *, depth: int) -> StageOutput:
+    """The nearest documents of each query among the vectors that one segment of an index holds, as float16.
+
+    Args:
+        store: The root.
+        segment: Its vectors file.
+        queries: File of `write_query_vectors`, in the space of the segment.
+        depth: Documents per query.
+
+    Returns:
+        File `exact`, as `exact_bucket`.
+    """
+    return _nearest(store, queries, _stored_vectors(store, segment), depth)
+
+
+def _stored_vectors(store: Store, segment: FileRef) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+    columns = ["vector_id", "doc_id", "embedding"]
+    with open_parquet(store, segment.path) as file:
+        for group in range(file.num_row_groups):
+            rows = file.read_row_group(group, columns=columns, use_threads=False)
+            yield rows, to_matrix(rows["embedding"]).astype(np.float32)
+
+
+def _nearest(
+    store: Store,
+    queries: FileRef,
+    slices: Iterable[tuple[pa.Table, NDArray[np.float32]]],
+    depth: int,
+) -> StageOutput:
+    """Of each query, among rows with vector_id and doc_id that come with their vectors."""
     wanted = read_query_vectors(store, queries)
     blocks = [slice(start, start + QUERY_BLOCK) for start in range(0, len(wanted), QUERY_BLOCK)]
     best = [RunningBest(len(wanted[block]), depth) for block in blocks]
     names: list[pa.Table] = []
     seen = 0
-    for rows, vectors in iterate_vectors(store, source, bucket):
+    for rows, vectors in slices:
         names.append(rows.select(["vector_id", "doc_id"]))
         for block, found in zip(blocks, best, strict=True):
             found.add(np.arange(seen, seen + len(vectors)), wanted[block] @ vectors.T, _ids(rows))
@@ -141,6 +175,10 @@ class ExactNeighbours:
     """The nearest vector of each."""
     scores: tuple[float, ...]
     """Its inner product with the query."""
+
+    def with_scores(self, scores: Sequence[float]) -> "ExactNeighbours":
+        """The same documents with other scores that fall as these do."""
+        return replace(self, scores=tuple(scores))
 
 
 def merge_exact(

@@ -53,7 +53,9 @@ def tune(
         search: What is set and not to be chosen.
         target_recall: In (0, 1].
     """
-    partitions, most, missed = reader.partitions(), _most_lists(reader), 1 - target_recall
+    (side,) = reader.sides()
+    partitions, queries = side.partitions, side.queries(queries)
+    most, missed = _most_lists(reader), 1 - target_recall
     tracker = Tracker(partitions, queries, wanted, enough=WANTED)
     enough = [min(WANTED, len(ids)) for ids in wanted]
     tried: list[Setting] = []
@@ -95,5 +97,8 @@ def _rules(search: SearchConfig, met: Sequence[Scanned]) -> list[Probing]:
 
 
 def _widths(reader: IndexReader) -> dict[str, int]:
-    codes = reader.manifest.partitions[0].codes
-    return {"entry_bytes": codes.code_bytes + 8, "vector_bytes": 2 * reader.manifest.dims}
+    manifest, partition = reader.manifest, reader.manifest.partitions[0]
+    return {
+        "entry_bytes": partition.codes.code_bytes + 8,
+        "vector_bytes": 2 * manifest.dims_of(partition),
+    }

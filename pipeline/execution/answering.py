@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.config import Config
 from pipeline.corpus.identity import DOC_HASH_BYTES
-from pipeline.errors import MissingFileError
+from pipeline.errors import IncompatibleModelsError, MissingFileError
 from pipeline.evaluation.queries import Queries
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
@@ -35,6 +35,7 @@ from pipeline.index.reader import IndexReader, Release, SearchStats, open_releas
 from pipeline.postings import Probing
 from pipeline.release import hold_root
 from pipeline.schemas import RESULTS
+from pipeline.spaces import EncoderIdentity
 from pipeline.storage import Store, open_store
 from pipeline.tables import read_columns, to_matrix, vector_array, write_table
 
@@ -118,6 +119,7 @@ def answer_items(
         runner_of: Gives a runner for a store.
     """
     _check_filter(release.reader, where)
+    _check_one_space(release)
     places = [
         {
             "partition": number,
@@ -260,14 +262,16 @@ def _by_place(
     reader: IndexReader, vectors: NDArray[np.float32], filters: Sequence[Filter | None]
 ) -> NDArray[np.int64]:
     """Order of the queries: by the partitions that they reach, then the nearest list."""
-    parts = reader.partitions()
+    # Neighbours in one space are so in all of them, near enough for an order of reading.
+    side = reader.sides()[0]
+    parts, vectors = side.partitions, side.queries(np.asarray(vectors, np.float32))
     size = max(1, DISTANCES_AT_ONCE // sum(one.part.num_lists for one in parts))
     # One thread: products, and so shards and their names, must not depend on the machine's cores.
     with threadpool_limits(1):
         starts = range(0, len(vectors), size)
         blocks = [nearest_lists(parts, vectors[a : a + size], Probing(1, 0.0)) for a in starts]
     nearest = np.array([lists[0] for block in blocks for lists, _ in block], np.int64)
-    reached = {where: tuple(one.number for one in reader.partitions(where)) for where in set(filters)}
+    reached = {where: tuple(reader.reached(where)) for where in set(filters)}
     ranks = {route: rank for rank, route in enumerate(sorted(set(reached.values())))}
     route = np.array([ranks[reached[where]] for where in filters], np.int64)
     return np.lexsort((np.arange(len(vectors)), nearest, route))
@@ -354,6 +358,20 @@ def _check_filter(reader: IndexReader, where: str | None) -> None:
     """
     nulls = pa.table({one.name: pa.nulls(1, one.type) for one in reader.attributes})
     filters_of(reader, with_constants([where], nulls, place=f"--filter {where!r}"))
+
+
+def _check_one_space(release: Release) -> None:
+    """Refuse documents as queries where a bridge leads to them: from their old vectors none leads back to new ones.
+
+    Raises:
+        IncompatibleModelsError: The message names the encoders.
+    """
+    manifest = release.reader.manifest
+    for bridge in manifest.bridges:
+        old, new = (EncoderIdentity.model_validate(one) for one in (bridge.encoder, manifest.encoder))
+        problem = f"expected documents with vectors of {new}, as queries have, found vectors of {old}"
+        remedy = "backfill them first, or roll back to a release of one encoder"
+        raise IncompatibleModelsError(f"release {release.number}", problem, remedy)
 
 
 def _condemned_chunks(store: Store, files: Sequence[FileRef]) -> dict[bytes, set[int]]:

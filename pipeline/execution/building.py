@@ -25,7 +25,7 @@ from pipeline.config import SizedConfig
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.learning import BinarizerInForce
-from pipeline.execution.session import Session
+from pipeline.execution.session import BuildSession
 from pipeline.execution.work import Task, digest
 from pipeline.index.growing import (
     cut_partitions,
@@ -70,7 +70,7 @@ class FittedTree(NamedTuple):
 
 
 def build_index(
-    session: Session,
+    session: BuildSession,
     plan: Plan,
     encoder: EncoderInForce,
     documents: DocumentFiles,
@@ -124,7 +124,7 @@ def build_index(
 
 
 def cut_rows(
-    session: Session,
+    session: BuildSession,
     plan: Plan,
     documents: DocumentFiles,
     source: VectorSource,
@@ -158,7 +158,7 @@ def _finished(
     return partitions, describe_partitions(store, partitions, settled, plan.attributes)
 
 
-def _with_graph(session: Session, partition: Partition) -> Partition:
+def _with_graph(session: BuildSession, partition: Partition) -> Partition:
     """The partition with a graph over its heads, if they are too many to measure all."""
     if partition.heads.rows <= EXACT_HEADS:
         return partition
@@ -185,7 +185,7 @@ def _server_mb(lists: int, dims: int) -> int:
 
 
 def _segments(
-    session: Session,
+    session: BuildSession,
     source: VectorSource,
     inputs: Mapping[str, Any],
     layout: Layout,
@@ -235,7 +235,7 @@ def _segments(
 
 
 def _layout(
-    session: Session,
+    session: BuildSession,
     documents: DocumentFiles,
     source: VectorSource,
     encoder: EncoderInForce,
@@ -282,7 +282,7 @@ def _layout(
 
 
 def _cut(
-    session: Session,
+    session: BuildSession,
     documents: DocumentFiles,
     source: VectorSource,
     encoder: EncoderInForce,
@@ -310,7 +310,7 @@ def _cut(
 
 
 def _grow(
-    session: Session, branches: FileRef, samples: tuple[FileRef, ...], *, groups: int
+    session: BuildSession, branches: FileRef, samples: tuple[FileRef, ...], *, groups: int
 ) -> list[StageOutput]:
     shared: dict[str, Any] = {
         "samples": samples,
@@ -328,7 +328,7 @@ def _grow(
 
 
 def _rounds(
-    session: Session,
+    session: BuildSession,
     branches: FileRef,
     samples: tuple[FileRef, ...],
     heads: tuple[FileRef, ...],
@@ -435,6 +435,7 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
     vectors = sum(s.vectors.bytes for p in manifest.partitions for s in p.segments)
     documents = max(manifest.num_documents, 1)
     codes = manifest.partitions[0].codes
+    dims = max(manifest.dims_of(p) for p in manifest.partitions)
     refresh = codes.origin.refresh if codes.origin is not None else None
     return {
         "code_bytes": codes.code_bytes,
@@ -450,11 +451,11 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
         "index_bytes_per_document": round(scanned / documents, 1),
         "vectors_bytes_per_document": round(vectors / documents, 1),
         "float32_bytes_per_document": round(
-            4 * manifest.dims * sum(p.rows for p in manifest.partitions) / documents, 1
+            4 * sum(manifest.dims_of(p) * p.rows for p in manifest.partitions) / documents, 1
         ),
         "partitions": len(manifest.partitions),
         "lists": int(manifest.statistics["lists"]),
-        "server_memory_mb": _server_mb(int(manifest.statistics["lists"]), manifest.dims),
+        "server_memory_mb": _server_mb(int(manifest.statistics["lists"]), dims),
         "list_rows_cv": round(manifest.statistics["list_rows_cv"], 3),
         "primaries_cv": round(manifest.statistics["primaries_cv"], 3),
         "replicas_per_vector": round(manifest.statistics["replicas_per_vector"], 4),

@@ -11,7 +11,7 @@ from pipeline.corpus import merge_documents, read_shard
 from pipeline.embedding.cache import Cache
 from pipeline.errors import DataError
 from pipeline.execution.encoders import EncoderInForce
-from pipeline.execution.session import Session
+from pipeline.execution.session import BuildSession
 from pipeline.execution.work import Task, digest
 
 __all__ = ["DocumentFiles", "check_any_is_left", "read_documents"]
@@ -33,7 +33,7 @@ class DocumentFiles:
         return sum(ref.rows for ref in self.dead_letters)
 
 
-def read_documents(session: Session, plan: Plan, encoder: EncoderInForce, cache: Cache) -> DocumentFiles:
+def read_documents(session: BuildSession, plan: Plan, encoder: EncoderInForce, cache: Cache) -> DocumentFiles:
     """Read and merge the corpus.
 
     Raises:
@@ -102,7 +102,7 @@ def _merge_tasks(config: Config, plan: Plan, rows: tuple[FileRef, ...], cache: C
     ]
 
 
-def _within_budget(session: Session, tasks: Sequence[Task], plan: Plan) -> list[StageOutput]:
+def _within_budget(session: BuildSession, tasks: Sequence[Task], plan: Plan) -> list[StageOutput]:
     """Read shards until done, or until more rows are bad than the budget allows for the whole corpus."""
     found: dict[int, StageOutput] = {}
     letters: list[FileRef] = []

@@ -25,6 +25,7 @@ __all__ = [
     "EncoderSpec",
     "check_encoder_of_queries",
     "encoder_in_force",
+    "named_encoder",
     "query_encoder_for",
 ]
 
@@ -118,6 +119,25 @@ def encoder_in_force(store: Store, config: Config, plan: Plan, *, remember: bool
     assert spec is not None  # noqa: S101  (an encoder is named, or the first lines refuse)
     assert made is not None  # noqa: S101
     return EncoderInForce(made, spec, made.fingerprint, _tokenizer(config, spec.config))
+
+
+def named_encoder(store: Store, config: Config, name: str) -> EncoderInForce:
+    """Find a configured encoder of texts and fingerprint it.
+
+    Args:
+        store: The root.
+        config: Names the encoders.
+        name: Of this one.
+
+    Raises:
+        ConfigError: There is none of that name, or its model cannot be found or may not be loaded.
+    """
+    if name not in config.encoders:
+        known = ", ".join(sorted(config.encoders)) or "none"
+        raise ConfigError(f"encoder {name}", f"is not among `encoders` (known: {known})", "configure it")
+    spec = _spec(store, config, name, remember=True)
+    made = identify_encoder(spec.config, dtype=spec.dtype, name=name, storage=config.storage)
+    return EncoderInForce(made, spec, made.fingerprint, None)
 
 
 def _spec(store: Store, config: Config, name: str, *, remember: bool) -> EncoderSpec:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
+from pipeline.corpus import check_error_budget
 from pipeline.embedding.cache import Cache
 from pipeline.embedding.stage import plan_units, store_given
 from pipeline.execution.documents import DocumentFiles
@@ -16,7 +17,7 @@ from pipeline.execution.units import Unit
 from pipeline.execution.work import Task, digest
 from pipeline.index.condemned import count_condemned, list_condemned
 
-__all__ = ["Embedded", "embed"]
+__all__ = ["Embedded", "embed", "encode_texts"]
 
 
 @dataclass(frozen=True)
@@ -49,22 +50,39 @@ def embed(
         tasks = _of_buckets("given", inputs, store_given, shared, buckets)
         session.outputs("embed", tasks)
         return Embedded()
-    shared["unit_texts"] = session.config.embedding.unit_texts
-    planned = session.outputs("embed", _of_buckets("units", inputs, plan_units, shared, buckets))
-    known = {b: int(output.numbers["condemned"]) for b, output in enumerate(planned)}
-    units = [
-        Unit(cache, encoder.fingerprint, b, file, 0, file.rows)
-        for b, output in enumerate(planned)
-        for file in output.files.values()
-    ]
-    with session.timed("embed"):
-        encoded, condemned = _encode_within_budget(session, plan, documents, encoder, units, known)
+
+    def check(condemned: int) -> None:
+        session.check_budget(plan, documents.dead_letters, condemned=condemned)
+
+    encoded, condemned = _encode_within_budget(session, documents.texts, encoder, cache, check)
     found = _listed(session, plan, documents, cache, inputs, sorted(condemned))
     letters = [output.files["dead_letters"] for output in found.values()]
     session.check_budget(plan, [*documents.dead_letters, *letters])
     refs = {bucket: output.files["condemned"] for bucket, output in found.items()}
     rows, whole = count_condemned(session.store, list(refs.values()))
     return Embedded(encoded, refs, tuple(letters), rows, whole)
+
+
+def encode_texts(session: Session, texts: Sequence[FileRef], encoder: EncoderInForce, cache: Cache) -> int:
+    """Fill the cache with the texts of some files, as far as they can be encoded; the number that were encoded now.
+
+    Args:
+        session: The job.
+        texts: text_hash and text by bucket of the cache.
+        encoder: Of the cache.
+        cache: To fill.
+
+    Raises:
+        ErrorBudgetError: More of them cannot be encoded than the configuration allows of the corpus.
+    """
+    rows = sum(ref.rows for ref in texts)
+
+    def check(condemned: int) -> None:
+        check_error_budget(
+            session.store, session.config.corpus, rows=rows, bad_rows=0, dead_letters=(), condemned=condemned
+        )
+
+    return _encode_within_budget(session, texts, encoder, cache, check)[0]
 
 
 def _of_buckets(
@@ -82,22 +100,40 @@ def _of_buckets(
 
 def _encode_within_budget(
     session: Session,
-    plan: Plan,
-    documents: DocumentFiles,
+    texts: Sequence[FileRef],
     encoder: EncoderInForce,
-    units: Sequence[Unit],
-    known: Mapping[int, int],
+    cache: Cache,
+    check: Callable[[int], None],
 ) -> tuple[int, Counter[int]]:
     """Texts encoded, and condemned texts by bucket; stops early, so that a broken encoder does not condemn a corpus."""
-    encoded, condemned = 0, Counter({bucket: number for bucket, number in known.items() if number})
-    session.check_budget(plan, documents.dead_letters, condemned=condemned.total())
-    for place, done in session.perform("embed", [unit.task() for unit in units], encoder=encoder):
-        encoded += int(done.output.numbers["encoded"])
-        failed = int(done.output.numbers["condemned"])
-        if failed:
-            condemned[units[place].bucket] += failed
-            session.check_budget(plan, documents.dead_letters, condemned=condemned.total())
+    units, known = _units(session, texts, encoder, cache)
+    with session.timed("embed"):
+        encoded, condemned = 0, Counter({bucket: number for bucket, number in known.items() if number})
+        check(condemned.total())
+        for place, done in session.perform("embed", [unit.task() for unit in units], encoder=encoder):
+            encoded += int(done.output.numbers["encoded"])
+            failed = int(done.output.numbers["condemned"])
+            if failed:
+                condemned[units[place].bucket] += failed
+                check(condemned.total())
     return encoded, condemned
+
+
+def _units(
+    session: Session, texts: Sequence[FileRef], encoder: EncoderInForce, cache: Cache
+) -> tuple[list[Unit], dict[int, int]]:
+    """Texts without a vector in units, and by bucket how many are condemned already."""
+    inputs = {"texts": digest(texts), "encoder": encoder.fingerprint}
+    unit_texts = session.config.embedding.unit_texts
+    shared: dict[str, Any] = {"cache": cache, "texts": tuple(texts), "unit_texts": unit_texts}
+    tasks = _of_buckets("units", inputs, plan_units, shared, range(cache.buckets))
+    planned = session.outputs("embed", tasks)
+    units = [
+        Unit(cache, encoder.fingerprint, b, file, 0, file.rows)
+        for b, output in enumerate(planned)
+        for file in output.files.values()
+    ]
+    return units, {b: int(output.numbers["condemned"]) for b, output in enumerate(planned)}
 
 
 def _listed(

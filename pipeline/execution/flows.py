@@ -8,11 +8,9 @@ that it sees what the run before it published, and never undoes what is publishe
 import hashlib
 import os
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow as pa
@@ -20,7 +18,6 @@ import structlog
 
 from pipeline.artifacts import (
     AliasEntry,
-    FileRef,
     IndexManifest,
     Plan,
     ReleaseRecord,
@@ -38,8 +35,7 @@ from pipeline.embedding.cache import (
     open_cache,
     read_redrives,
 )
-from pipeline.errors import ConfigError, QualityGateError
-from pipeline.evaluation.judging import check_gates
+from pipeline.errors import ConfigError
 from pipeline.execution.building import build_index, cut_rows, index_sizes
 from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
@@ -48,9 +44,8 @@ from pipeline.execution.estimates import Estimate, Serving, check_fits, estimate
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
-from pipeline.execution.memory import PeakMemory
-from pipeline.execution.metrics import Metrics
-from pipeline.execution.session import Session
+from pipeline.execution.publishing import publish_index
+from pipeline.execution.session import BuildSession, working
 from pipeline.execution.work import StoreSpec, versions
 from pipeline.filters import parse_filter
 from pipeline.index.condemned import drop_condemned
@@ -63,12 +58,9 @@ from pipeline.release import (
     hold_root,
     is_held,
     mark_plan_done,
-    publish,
     read_alias,
     read_manifest,
     read_release,
-    record_rejection,
-    was_withdrawn,
     write_plan,
 )
 from pipeline.schemas import condemned_schema
@@ -140,15 +132,11 @@ def _session(
     lease: Lease,
     prepared: "_Prepared",
     ledger: Ledger,
-) -> Iterator[Session]:
+) -> Iterator[BuildSession]:
     """Start the runner, and what watches the run."""
-    start = time.perf_counter()
-    config = prepared.config
-    with runner_of() as runner, PeakMemory() as memory:
-        ledger.metrics = runner.metrics(config.corpus.identity)
-        ledger.seconds["start"] = round(time.perf_counter() - start, 3)
-        with _announced(ledger.metrics):
-            yield Session(config, spec, spec.open(), runner, lease, prepared.cost, memory, ledger)
+    config, expected = prepared.config, prepared.cost.memory_by_stage
+    with working(runner_of, ledger, config.corpus.identity) as (runner, memory):
+        yield BuildSession(config, spec, spec.open(), runner, lease, expected, memory, ledger)
 
 
 @dataclass(frozen=True)
@@ -212,17 +200,6 @@ def _unchanged_while_held(store: Store, prepared: _Prepared) -> ReleaseRecord | 
     True at this moment, and nothing is written: as if this run had come before the one that holds the root.
     """
     return _unchanged_release(store, read_alias(store), prepared) if is_held(store) else None
-
-
-@contextmanager
-def _announced(metrics: Metrics) -> Iterator[None]:
-    """Say that a run is under way, for as long as it is."""
-    metrics.record("strata_run_started_timestamp_seconds", time.time())
-    metrics.record("strata_run_state", 1)
-    try:
-        yield
-    finally:
-        metrics.record("strata_run_state", 0)
 
 
 def _check_examples(config: Config, plan: Plan, encoder: EncoderInForce) -> None:
@@ -293,7 +270,7 @@ def _content_hash(uri: str, config: Config) -> str:
 
 
 def _build_and_publish(
-    session: Session, prepared: _Prepared, started_at: AliasEntry | None
+    session: BuildSession, prepared: _Prepared, started_at: AliasEntry | None
 ) -> dict[str, Any]:
     current = read_release(session.store, started_at.release) if started_at is not None else None
     parent = Parent(current.release, read_manifest(session.store, current)) if current is not None else None
@@ -336,7 +313,7 @@ def _build_and_publish(
         **_provenance(session.config),
         "skipped": False,
     }
-    return _publish(session, manifest, summary, started_at, current)
+    return publish_index(session, manifest, summary, started_at, current)
 
 
 def _without_condemned(
@@ -356,7 +333,7 @@ def _without_condemned(
 # ------------------------------------------------------------------------------------------------ publishing
 
 
-def _changes(session: Session, manifest: IndexManifest, parent: Parent | None) -> dict[str, int]:
+def _changes(session: BuildSession, manifest: IndexManifest, parent: Parent | None) -> dict[str, int]:
     """Documents added, changed and removed since the current release."""
     if parent is None:
         return {"added": manifest.num_documents, "changed": 0, "removed": 0}
@@ -372,45 +349,3 @@ def _compared(store: Store, manifest: IndexManifest) -> Iterator[Any]:
     condemned = [read_columns(store, ref.path) for ref in manifest.condemned]
     gone = pa.concat_tables([condemned_schema().empty_table(), *condemned])
     return (drop_condemned(read_columns(store, ref.path, columns), gone) for ref in manifest.documents)
-
-
-def _publish(
-    session: Session,
-    manifest: IndexManifest,
-    summary: dict[str, Any],
-    started_at: AliasEntry | None,
-    current: ReleaseRecord | None,
-) -> dict[str, Any]:
-    data = canonical_json(manifest.model_dump(mode="json"))
-    path = f"indexes/{manifest.index}/manifest.json"
-    session.store.write(path, data)
-    ref = FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    before = int(str(current.summary.get("documents", 0))) if current is not None else 0
-    session.ledger.facts["judged"] = summary
-    for name in ("recall_at_10", "ndcg_at_10"):
-        if name in summary:
-            session.ledger.metrics.record(f"strata_{name}", summary[name])
-    gates = check_gates(session.config.gates, summary, removed=summary["removed"], documents_before=before)
-    session.seconds["total"] = round(sum(session.seconds.values()), 3)
-    summary |= session.measured() | {"gates": [asdict(gate) for gate in gates]}
-    if not all(gate.passed for gate in gates):
-        record_rejection(session.store, manifest.index, summary)
-        problem = "not published: " + "; ".join(gate.problem for gate in gates if not gate.passed)
-        raise QualityGateError(
-            f"index {manifest.index}", problem, "the current release stays; change the index or the gates"
-        )
-    if was_withdrawn(session.store, manifest.index, inputs=str(summary["inputs"])):
-        structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
-        return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}
-    session.lease.check()
-    record = publish(
-        session.store,
-        manifest,
-        ref,
-        summary,
-        started_at=started_at,
-        now=datetime.now(UTC),
-        token=uuid.uuid4().hex,
-    )
-    session.ledger.metrics.record("strata_release", record.release)
-    return {**summary, "release": record.release, "published": True}

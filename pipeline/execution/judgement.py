@@ -42,7 +42,7 @@ from pipeline.measures import least_near
 from pipeline.postings import MOST_MARGIN, WANTED, Probing, Setting
 from pipeline.storage import canonical_json
 
-__all__ = ["Questions", "judge", "read_questions"]
+__all__ = ["Judged", "Questions", "judge", "measure_index", "read_questions"]
 
 FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
@@ -68,7 +68,7 @@ class Questions:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """Queries that a release is reported on."""
 
     vectors: NDArray[np.float32]
@@ -82,7 +82,32 @@ class _Judged:
     tuned_on_documents: bool
     qrels: Mapping[str, Mapping[str, float]]
 
-    def subset(self, rows: Sequence[int]) -> "_Judged":
+    @classmethod
+    def of_questions(cls, questions: Questions, stand_ins: NDArray[np.float32]) -> "Judged":
+        """Queries that people ask; document vectors (t, d) tune where none of them is to spare."""
+        reported = len(questions.query_ids)
+        spare = questions.vectors[reported:]
+        return cls(
+            vectors=questions.reported,
+            query_ids=questions.query_ids,
+            own_documents=(None,) * reported,
+            recall_queries=questions.recall_queries,
+            tuning=spare if len(spare) else stand_ins,
+            tuned_on_documents=not len(spare),
+            qrels=questions.qrels,
+        )
+
+    @classmethod
+    def of_documents(cls, vectors: NDArray[np.float32], names: Sequence[str], reported: int) -> "Judged":
+        """Documents (n, d) as queries, other ones than those that tune, as far as there are enough."""
+        # In a corpus too small for both, the reported ones tune as well: there is nothing else.
+        is_enough = len(vectors) >= reported + FEWEST_TUNING_QUERIES
+        tuning = vectors[reported:] if is_enough else vectors[-TUNING_QUERIES:]
+        vectors, names = vectors[:reported], names[:reported]
+        numbers = tuple(str(i) for i in range(len(names)))
+        return cls(vectors, numbers, tuple(names), numbers, tuning, tuned_on_documents=True, qrels={})
+
+    def subset(self, rows: Sequence[int]) -> "Judged":
         """Some of the queries, by their rows."""
         return replace(
             self,
@@ -149,6 +174,23 @@ def judge(
     """
     judged = _judged_queries(session, questions, source)
     exact = _exact_neighbours(session, encoder, source, np.concatenate([judged.vectors, judged.tuning]))
+    return measure_index(session, judged, exact, manifest)
+
+
+def measure_index(
+    session: Session, judged: Judged, exact: Sequence[ExactNeighbours], manifest: IndexManifest
+) -> tuple[IndexManifest, dict[str, Any]]:
+    """Choose how far a search looks, then measure the index.
+
+    Args:
+        session: The run.
+        judged: Queries.
+        exact: Of those that are reported, then of those that tune, what an exact search finds.
+        manifest: The index.
+
+    Returns:
+        The index with its defaults, under the name that its content has; figures for the summary.
+    """
     # Threads change bits of products, and a bit of a distance can change what is chosen.
     with session.timed("judge"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
         chosen, tried = _tuned(session, judged, exact[len(judged.vectors) :], manifest)
@@ -210,7 +252,7 @@ def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _recall_curve(
-    reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbours]
+    reader: IndexReader, judged: Judged, exact: Sequence[ExactNeighbours]
 ) -> list[dict[str, float]]:
     """Recall and costs of reported queries at settings around the default, which is one of them."""
     place = {query: i for i, query in enumerate(judged.query_ids)}
@@ -231,7 +273,7 @@ def _recall_curve(
     return curve
 
 
-def _measure(reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbours]) -> dict[str, float]:
+def _measure(reader: IndexReader, judged: Judged, exact: Sequence[ExactNeighbours]) -> dict[str, float]:
     own = any(name is not None for name in judged.own_documents)
     rankings, costs = measure_search(reader, judged.vectors, k=10 + own)
     found = _without_self(judged, rankings)
@@ -244,7 +286,7 @@ def _measure(reader: IndexReader, judged: _Judged, exact: Sequence[ExactNeighbou
 
 
 def _tuned(
-    session: Session, judged: _Judged, exact: Sequence[ExactNeighbours], manifest: IndexManifest
+    session: Session, judged: Judged, exact: Sequence[ExactNeighbours], manifest: IndexManifest
 ) -> tuple[Setting, list[Setting]]:
     """The cheapest setting that finds the wanted share of true neighbours, and all that none beats."""
     first = 1 if judged.tuned_on_documents else 0  # a document is its own nearest neighbour
@@ -293,23 +335,13 @@ def _identified(manifest: IndexManifest) -> IndexManifest:
     return manifest.model_copy(update={"index": hashlib.sha256(content).hexdigest()[:32]})
 
 
-def _judged_queries(session: Session, questions: Questions | None, source: VectorSource) -> _Judged:
+def _judged_queries(session: Session, questions: Questions | None, source: VectorSource) -> Judged:
+    wanted = session.config.evaluation.sample_queries
     if questions is None:
-        return _document_queries(session, source)
-    reported = len(questions.query_ids)
-    tuning = questions.vectors[reported:]
-    is_spare = len(tuning) > 0
-    if not is_spare:
-        tuning, _ = sample_queries(session.store, source, TUNING_QUERIES)
-    return _Judged(
-        vectors=questions.reported,
-        query_ids=questions.query_ids,
-        own_documents=(None,) * reported,
-        recall_queries=questions.recall_queries,
-        tuning=tuning,
-        tuned_on_documents=not is_spare,
-        qrels=questions.qrels,
-    )
+        return Judged.of_documents(*sample_queries(session.store, source, wanted + TUNING_QUERIES), wanted)
+    if len(questions.vectors) > len(questions.query_ids):
+        return Judged.of_questions(questions, questions.vectors[:0])
+    return Judged.of_questions(questions, sample_queries(session.store, source, TUNING_QUERIES)[0])
 
 
 def _unfiltered(queries: Queries, uri: str) -> Queries:
@@ -330,22 +362,11 @@ def _by_hash(query: str) -> bytes:
     return hashlib.sha256(query.encode()).digest()
 
 
-def _document_queries(session: Session, source: VectorSource) -> _Judged:
-    """Document vectors as queries, other ones than those that tune."""
-    wanted = session.config.evaluation.sample_queries
-    vectors, names = sample_queries(session.store, source, wanted + TUNING_QUERIES)
-    # In a corpus too small for both, the reported ones tune as well: there is nothing else.
-    tuning = vectors[wanted:] if len(vectors) >= wanted + FEWEST_TUNING_QUERIES else vectors[-TUNING_QUERIES:]
-    vectors, names = vectors[:wanted], names[:wanted]
-    numbers = tuple(str(i) for i in range(len(names)))
-    return _Judged(vectors, numbers, tuple(names), numbers, tuning, tuned_on_documents=True, qrels={})
-
-
-def _truth(judged: _Judged, exact: Sequence[ExactNeighbours]) -> dict[str, dict[str, float]]:
+def _truth(judged: Judged, exact: Sequence[ExactNeighbours]) -> dict[str, dict[str, float]]:
     return _without_self(judged, [dict(zip(one.doc_ids, one.scores, strict=True)) for one in exact])
 
 
-def _without_self(judged: _Judged, rankings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+def _without_self(judged: Judged, rankings: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Of each query, scores of its documents but the one that stands in for it."""
     return {
         query: {doc: ranking[doc] for doc in [doc for doc in ranking if doc != own][:NEIGHBOURS]}

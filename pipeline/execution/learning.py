@@ -18,7 +18,7 @@ from pipeline.execution.asking import query_vectors
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce
 from pipeline.execution.judgement import Questions
-from pipeline.execution.session import Session
+from pipeline.execution.session import BuildSession
 from pipeline.execution.work import Task, digest
 from pipeline.index.binarizers import learn_binarizer
 from pipeline.index.pairs import find_wanted, gather_pairs, write_wanted
@@ -76,7 +76,9 @@ def _role(ref: FileRef) -> str:
     return ref.path.rpartition("/")[2].partition(".")[0]
 
 
-def read_pairs(session: Session, encoder: EncoderInForce, questions: Questions | None) -> AskedPairs | None:
+def read_pairs(
+    session: BuildSession, encoder: EncoderInForce, questions: Questions | None
+) -> AskedPairs | None:
     """The configured pairs, whose queries need nothing of the corpus; None where there are none.
 
     Args:
@@ -129,7 +131,7 @@ def _named_pairs(queries: Queries, qrels: Mapping[str, Mapping[str, float]]) -> 
 
 
 def binarizer_in_force(
-    session: Session,
+    session: BuildSession,
     documents: DocumentFiles,
     source: VectorSource,
     encoder: EncoderInForce,
@@ -182,7 +184,7 @@ def _whole(store: Store, parent: Parent | None) -> _Stored | None:
     return stored if all(is_whole(store, ref) for ref in stored.codes.files) else None
 
 
-def _rows(session: Session, documents: DocumentFiles) -> int:
+def _rows(session: BuildSession, documents: DocumentFiles) -> int:
     return sample_rows(documents.vectors, session.config.layout)
 
 
@@ -202,7 +204,7 @@ def _is_candidate(stored: _Stored, config: BinarizerConfig, encoder: EncoderInFo
 
 
 def _task(
-    session: Session,
+    session: BuildSession,
     documents: DocumentFiles,
     source: VectorSource,
     encoder: EncoderInForce,
@@ -238,7 +240,7 @@ def _with_pairs(task: Task, pairs: FileRef) -> Task:
 
 
 def _found_pairs(
-    session: Session, source: VectorSource, encoder: EncoderInForce, asked_pairs: AskedPairs
+    session: BuildSession, source: VectorSource, encoder: EncoderInForce, asked_pairs: AskedPairs
 ) -> FileRef:
     """Vectors of the pairs whose documents are in the corpus."""
     files = {"queries": asked_pairs.queries, "wanted": asked_pairs.wanted}
@@ -269,7 +271,7 @@ def _no_document(config: PairsConfig | None, wanted: int) -> DataError:
     return DataError(qrels, problem, "make corpus-id agree with doc_id")
 
 
-def _refresh(session: Session, stored: _Stored | None, output: StageOutput) -> Refresh | None:
+def _refresh(session: BuildSession, stored: _Stored | None, output: StageOutput) -> Refresh | None:
     max_drift = session.config.binarizer.max_drift
     if stored is None or max_drift is None or "drift" not in output.numbers:
         return None

@@ -134,7 +134,8 @@ def _search(release: Release, asked: Queries, how: How) -> tuple[pa.Table, Searc
 
 def _pays_together(manifest: IndexManifest, queries: int) -> bool:
     """Whether reading the vectors of all lists once is cheaper than the codes of those that each query probes."""
-    entry_bytes, vector_bytes = manifest.partitions[0].codes.code_bytes + 8, 2 * manifest.dims
+    partition = manifest.partitions[0]
+    entry_bytes, vector_bytes = partition.codes.code_bytes + 8, 2 * manifest.dims_of(partition)
     lists = sum(one.heads.rows for one in manifest.partitions)
     return queries * min(manifest.search.lists, lists) * entry_bytes >= lists * vector_bytes
 

@@ -1,38 +1,40 @@
-"""One run under way: what it was started with, and what it has measured so far."""
+"""One job under way: what it was started with, and what it has measured so far."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
-from pipeline.config import SizedConfig
+from pipeline.config import Config, SizedConfig
 from pipeline.corpus import check_error_budget
 from pipeline.execution.encoders import EncoderInForce
-from pipeline.execution.estimates import Estimate
 from pipeline.execution.ledger import Ledger, StageWatch
 from pipeline.execution.memory import PeakMemory
+from pipeline.execution.metrics import Metrics
 from pipeline.execution.progress import track
 from pipeline.execution.runner import Runner
 from pipeline.execution.work import Done, StoreSpec, Task
 from pipeline.release import Lease
 from pipeline.storage import Store
 
-__all__ = ["Session"]
+__all__ = ["BuildSession", "Session", "working"]
 
 
 @dataclass
 class Session:
-    """One run under way: what it was started with, and what it has measured so far."""
+    """One job under way: what it was started with, and what it has measured so far."""
 
-    config: SizedConfig
+    config: Config
     spec: StoreSpec
     store: Store
     runner: Runner
     lease: Lease
-    estimate: Estimate
+    expected_mb: Mapping[str, int]
+    """Memory that was reckoned with, by stage."""
     memory: PeakMemory
     """Of this process, the driver."""
     ledger: Ledger
@@ -102,7 +104,7 @@ class Session:
             "tasks_reused": self.reused,
             "bytes": sum(self.bytes_by_path.values()),
             "memory_by_stage": {
-                kind: {"estimate_mb": self.estimate.memory_by_stage.get(kind), "peak_mb": peak}
+                kind: {"estimate_mb": self.expected_mb.get(kind), "peak_mb": peak}
                 for kind, peak in peaks.items()
                 if peak
             },
@@ -115,3 +117,38 @@ class Session:
         with self.timed(stage):
             found = dict(self.perform(stage, tasks, encoder=encoder))
         return [found[place].output for place in range(len(tasks))]
+
+
+@dataclass
+class BuildSession(Session):
+    """A run that builds an index: its sizes are settled."""
+
+    config: SizedConfig
+
+
+@contextmanager
+def _announced(metrics: Metrics) -> Iterator[None]:
+    """Say that a job is under way, for as long as it is."""
+    metrics.record("strata_run_started_timestamp_seconds", time.time())
+    metrics.record("strata_run_state", 1)
+    try:
+        yield
+    finally:
+        metrics.record("strata_run_state", 0)
+
+
+@contextmanager
+def working(runner_of: Callable[[], Any], ledger: Ledger, corpus: str) -> Iterator[tuple[Runner, PeakMemory]]:
+    """Start a runner, and what watches the job.
+
+    Args:
+        runner_of: Gives a context manager of a runner.
+        ledger: Whose metrics the runner takes.
+        corpus: Identity of the corpus.
+    """
+    start = time.perf_counter()
+    with runner_of() as runner, PeakMemory() as memory:
+        ledger.metrics = runner.metrics(corpus)
+        ledger.seconds["start"] = round(time.perf_counter() - start, 3)
+        with _announced(ledger.metrics):
+            yield runner, memory

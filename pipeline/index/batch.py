@@ -8,7 +8,7 @@ saves by reading less than once per query.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 from itertools import chain, pairwise
 from typing import NamedTuple, Self, TypeVar
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.filters import Filter, evaluate_many
 from pipeline.index.partition import Numbered
-from pipeline.index.reader import IndexReader, SearchStats, checked_queries
+from pipeline.index.reader import IndexReader, SearchStats, Side, checked_queries
 from pipeline.index.scoring import best_documents
 from pipeline.postings import Probing, nearest_heads
 
@@ -612,15 +612,10 @@ def search_many(
     defaults = reader.manifest.search
     rule = probing or Probing(defaults.lists, defaults.margin)
     before = reader.cost
-    depth, routes = k if reader.one_each else CHUNKS * k, _routes(reader, set(filters))
-    parts, work = list[_Hits](), Work()
-    for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // (depth * threads))):
-        some = slice(start, start + size)
-        batch = Batch(queries[some], filters[some], depth, rule, exact)
-        hits, cost = _searched(reader, batch, routes, k, threads)
-        parts.append(hits._replace(query=hits.query + start))
-        work = work.plus(cost)
-    hits = _Hits.joined(parts)
+    asked = Batch(queries, filters, k if reader.one_each else CHUNKS * k, rule, exact)
+    found = [_searched_side(reader, side, asked, k, threads) for side in reader.sides()]
+    hits = _best_of_sides(reader, [own for own, _ in found], len(queries), k)
+    work = reduce(Work.plus, (cost for _, cost in found))
     places, rows = np.unique(hits.place, return_inverse=True)
     names = reader.doc_ids(places).take(pa.array(rows))
     read, requests = (now - then for now, then in zip(reader.cost, before, strict=True))
@@ -636,16 +631,38 @@ def search_many(
     return ManyHits(hits.query, hits.rank, names, hits.score, stats)
 
 
-def _routes(reader: IndexReader, filters: set[Filter | None]) -> Routes:
-    sizes = [partition.heads.rows for partition in reader.manifest.partitions]
-    firsts = (np.cumsum(sizes) - sizes).tolist()
+def _routes(reader: IndexReader, side: Side, filters: set[Filter | None]) -> Routes:
+    of_side = {one.number: one for one in side.partitions}
     return {
         where: Route(
-            tuple(one._replace(first=firsts[one.number]) for one in reader.partitions(where)),
+            tuple(of_side[number] for number in reader.reached(where) if number in of_side),
             reader.without_need(where) is not None,
         )
         for where in filters
     }
+
+
+def _searched_side(
+    reader: IndexReader, side: Side, asked: Batch, k: int, threads: int
+) -> tuple["_Hits", Work]:
+    """Hits of all queries in the partitions of one space, and what they cost."""
+    queries, routes = side.queries(asked.queries), _routes(reader, side, set(asked.filters))
+    parts, work = list[_Hits](), Work()
+    for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // (asked.k * threads))):
+        some = slice(start, start + size)
+        batch = replace(asked, queries=queries[some], filters=asked.filters[some])
+        hits, cost = _searched(reader, batch, routes, k, threads)
+        parts.append(hits._replace(query=hits.query + start))
+        work = work.plus(cost)
+    hits = _Hits.joined(parts)
+    return hits._replace(score=side.scores(hits.score)), work
+
+
+def _best_of_sides(reader: IndexReader, found: Sequence["_Hits"], queries: int, k: int) -> "_Hits":
+    if len(found) == 1:
+        return found[0]
+    hits = _Hits.joined(found)
+    return _documents(reader, hits.take(np.argsort(hits.query, kind="stable")), queries, k)
 
 
 class _Hits(NamedTuple):

@@ -1,12 +1,10 @@
 """Binarizers on the root: learned or kept, written, read back."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
-from safetensors.numpy import load, save
 
 from pipeline.artifacts import FileRef, StageOutput
 from pipeline.binarization import (
@@ -21,12 +19,13 @@ from pipeline.binarization import (
     to_tensors,
 )
 from pipeline.config import BinarizerConfig
-from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
+from pipeline.errors import IncompatibleModelsError
+from pipeline.index.models import folder_of, read_model, write_model
 from pipeline.index.vectors import VectorSource, sample_vectors
-from pipeline.storage import Store, canonical_json
+from pipeline.storage import Store
 from pipeline.tables import read_columns, to_matrix
 
-__all__ = ["PAIR_COLUMNS", "folder_of", "learn_binarizer", "load_binarizer"]
+__all__ = ["PAIR_COLUMNS", "learn_binarizer", "load_binarizer"]
 
 PAIR_COLUMNS = ("query", "document")
 """Vectors of each given pair, where they are learned from."""
@@ -87,36 +86,22 @@ def _drift_numbers(drift: Drift | None) -> dict[str, int | float]:
 
 
 def _write_binarizer(store: Store, choice: Choice, **trained_on: object) -> dict[str, FileRef]:
-    weights = save(to_tensors(choice.binarizer))
-    digest = hashlib.sha256(weights).hexdigest()
-    card = canonical_json(
-        {
-            "format": 2,
-            "method": choice.method,
-            "levels": list(choice.binarizer.levels),
-            "weights": digest,
-            "held_out_recall": dict(choice.recall),
-            "held_out_queries": choice.held_out_queries,
-            "judged_on": choice.judged_on,
-            "given_pairs": choice.given_pairs,
-            "curve": [asdict(look) for look in choice.curve],
-            **trained_on,
-        }
-    )
-    folder = f"binarizers/{hashlib.sha256(card).hexdigest()[:32]}"
-    files = {}
-    for role, name, data in (
-        ("weights", "weights.safetensors", weights),
-        ("binarizer", "binarizer.json", card),
-    ):
-        store.write(f"{folder}/{name}", data)
-        digest = hashlib.sha256(data).hexdigest()
-        files[role] = FileRef(path=f"{folder}/{name}", rows=0, bytes=len(data), sha256=digest)
-    return files
+    card = {
+        "format": 2,
+        "method": choice.method,
+        "levels": list(choice.binarizer.levels),
+        "held_out_recall": dict(choice.recall),
+        "held_out_queries": choice.held_out_queries,
+        "judged_on": choice.judged_on,
+        "given_pairs": choice.given_pairs,
+        "curve": [asdict(look) for look in choice.curve],
+        **trained_on,
+    }
+    return write_model(store, "binarizer", card, to_tensors(choice.binarizer))
 
 
 def load_binarizer(store: Store, folder: str, *, dims: int) -> Binarizer:
-    """Read a binarizer artifact: the folder's name is the hash of the card, the card has that of the weights.
+    """Read a binarizer artifact.
 
     Args:
         store: The root.
@@ -127,27 +112,10 @@ def load_binarizer(store: Store, folder: str, *, dims: int) -> Binarizer:
         CorruptArtifactError: The folder holds the card or the weights of another binarizer, or damaged ones.
         IncompatibleModelsError: The binarizer is for vectors of another width.
     """
-    card = store.read(f"{folder}/binarizer.json")
-    _check_digest(f"{store.uri}/{folder}/binarizer.json", card, folder.rpartition("/")[2])
-    fields = json.loads(card)
-    weights = store.read(f"{folder}/weights.safetensors")
-    _check_digest(f"{store.uri}/{folder}/weights.safetensors", weights, fields["weights"])
-    binarizer = from_tensors(load(weights), tuple(fields["levels"]))
+    card, tensors = read_model(store, "binarizer", folder)
+    binarizer = from_tensors(tensors, tuple(card["levels"]))
     found = len(binarizer.mean)
     if found != dims:
         problem = f"expected a binarizer of vectors of {dims} dimensions, found one of {found}"
         raise IncompatibleModelsError(f"{store.uri}/{folder}", problem, "name the binarizer of these vectors")
     return binarizer
-
-
-def _check_digest(place: str, data: bytes, expected: str) -> None:
-    """The expected digest may be cut."""
-    found = hashlib.sha256(data).hexdigest()[: len(expected)]
-    if found != expected:
-        problem = f"expected the binarizer's file of sha256 {expected}, found that of sha256 {found}"
-        raise CorruptArtifactError(place, problem, "restore the file, or roll back to another release")
-
-
-def folder_of(ref: FileRef) -> str:
-    """Folder of a binarizer's file."""
-    return ref.path.rpartition("/")[0]

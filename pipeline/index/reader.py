@@ -7,8 +7,8 @@ rounds of I/O. Importing this module loads neither torch nor ray; an encoder is 
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from itertools import chain, groupby, islice
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -27,8 +27,9 @@ from pipeline.artifacts import (
 )
 from pipeline.binarization import Binarizer, rotate_queries
 from pipeline.config import EncoderConfig, StorageConfig
-from pipeline.errors import ConfigError, CorruptArtifactError, MissingFileError
+from pipeline.errors import ConfigError, CorruptArtifactError, IncompatibleModelsError, MissingFileError
 from pipeline.filters import Filter, Region, parse_filter
+from pipeline.index.bridges import Crossing, load_crossing
 from pipeline.index.lists import Entries
 from pipeline.index.partition import (
     Numbered,
@@ -60,6 +61,7 @@ __all__ = [
     "Release",
     "SearchResult",
     "SearchStats",
+    "Side",
     "check_query_encoder",
     "checked_queries",
     "open_release",
@@ -117,6 +119,10 @@ class SearchStats:
         rounds = max(self.rounds, other.rounds)
         return SearchStats(**{name: mine[name] + theirs[name] for name in mine} | {"rounds": rounds})
 
+    def beside(self, other: "SearchStats") -> "SearchStats":
+        """Sum of two searches for the same queries."""
+        return replace(self.plus(other), queries=self.queries)
+
     def summary(self) -> dict[str, int]:
         """Its figures for a summary, but for the queries."""
         names = ("bytes_read", "requests", "lists_probed", "rows_scanned", "partitions_opened", "rounds")
@@ -157,6 +163,22 @@ class _Route(NamedTuple):
     """Whether all of their rows do, and they are more than would be compared one by one."""
 
 
+class Side(NamedTuple):
+    """Partitions in one space, and the way there from the space of the queries."""
+
+    crossing: Crossing | None
+    """None where it is the same space."""
+    partitions: list[Numbered]
+
+    def queries(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(q, d_side) what asks there what queries (q, d) ask."""
+        return queries if self.crossing is None else self.crossing.queries(queries)
+
+    def scores(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Scores from there as they compare with those of other sides."""
+        return scores if self.crossing is None else self.crossing.scores(scores)
+
+
 class IndexReader:
     """Search over one index, whether or not it is published.
 
@@ -173,13 +195,15 @@ class IndexReader:
         self._store = store
         self._opened: dict[int, PartitionReader] = {}
         self._binarizers: dict[str, Binarizer] = {}
+        self._crossings: dict[str, Crossing | None] = {}
         self._routes = Remembered(self._route, most=MOST_REMEMBERED)
         self._one_each = manifest.num_documents == sum(part.rows for part in manifest.partitions)
 
     def open(self) -> None:
-        """Read heads and directories and look at all files now instead of at the first query."""
-        for partition in self.manifest.partitions:
-            self._reader(partition).open()
+        """Read heads, directories and bridges and look at all files now instead of at the first query."""
+        for side in self.sides():
+            for one in side.partitions:
+                one.part.open()
 
     def search(
         self,
@@ -206,7 +230,7 @@ class IndexReader:
             ValueError: The width of the vectors is not the index's, one is not finite or zero, or k is below 1.
         """
         queries = checked_queries(vectors, self.manifest, k)
-        partitions, where = self.partitions(where), self.without_need(where)
+        sides, where = self.sides(where), self.without_need(where)
         defaults = self.manifest.search
         depth = _default_depth(defaults.rerank, k, where) if rerank is None else rerank
         rule = probing or Probing(defaults.lists, defaults.margin)
@@ -215,10 +239,13 @@ class IndexReader:
         size = max(1, min(QUERY_BLOCK, CANDIDATES_AT_ONCE // max(depth, k)))
         for start in range(0, len(queries), size):
             some = queries[start : start + size]
-            block = _Block(self._store, partitions, some, k, where, one_each=self._one_each)
-            found = block.exact() if exact else block.approximate(rule, depth)
-            hits += found
-            stats = stats.plus(block.stats())
+            blocks = [
+                _Block(self._store, side, side.queries(some), k, where, one_each=self._one_each)
+                for side in sides
+            ]
+            found = [block.exact() if exact else block.approximate(rule, depth) for block in blocks]
+            hits += [_best_of_sides(own, k) for own in zip(*found, strict=True)]
+            stats = stats.plus(reduce(SearchStats.beside, (block.stats() for block in blocks)))
         return SearchResult(tuple(hits), stats)
 
     @property
@@ -250,9 +277,42 @@ class IndexReader:
 
     def partitions(self, where: Filter | None = None) -> list[Numbered]:
         """Those that may hold a row passing a filter, opened and numbered by their place in the manifest; all if None."""
-        partitions = self.manifest.partitions
-        numbers = range(len(partitions)) if where is None else self._routes.of(where.text, where).reached
-        return numbered((number, self._reader(partitions[number])) for number in numbers)
+        return self._opened_of(self.reached(where))
+
+    def sides(self, where: Filter | None = None) -> list[Side]:
+        """The same by space; one without partitions where there is none.
+
+        Raises:
+            IncompatibleModelsError: Partitions are in a space that no bridge leads to; the message names both.
+        """
+        by_space: dict[str, list[int]] = {}
+        for number in self.reached(where):
+            by_space.setdefault(self.manifest.partitions[number].space, []).append(number)
+        sides = [Side(self._crossing(space), self._opened_of(own)) for space, own in by_space.items()]
+        return sides or [Side(None, [])]
+
+    def reached(self, where: Filter | None) -> Sequence[int]:
+        """Numbers of the partitions that may hold a row passing a filter; all if None."""
+        if where is None:
+            return range(len(self.manifest.partitions))
+        return self._routes.of(where.text, where).reached
+
+    def _opened_of(self, numbers: Sequence[int]) -> list[Numbered]:
+        return numbered((number, self._reader(self.manifest.partitions[number])) for number in numbers)
+
+    def _crossing(self, space: str) -> Crossing | None:
+        if space not in self._crossings:
+            self._crossings[space] = self._load_crossing(space)
+        return self._crossings[space]
+
+    def _load_crossing(self, space: str) -> Crossing | None:
+        encoder, bridge = self.manifest.encoder, self.manifest.bridge_to(space)
+        if space == encoder.get("fingerprint"):
+            return None
+        if bridge is None:
+            problem = f"has vectors of encoder {space[:12]}, and no bridge from {encoder.get('name')} to them"
+            raise IncompatibleModelsError(f"index {self.manifest.index}", problem, "run `strata upgrade`")
+        return load_crossing(self._store, bridge, EncoderIdentity.model_validate(encoder))
 
     def without_need(self, where: Filter | None) -> Filter | None:
         """The filter, or None where every row of the partitions that it reaches passes and they are more than are compared."""
@@ -277,6 +337,16 @@ class IndexReader:
             self._binarizers[folder] = opened.binarizer
             self._opened[partition.partition_id] = opened
         return self._opened[partition.partition_id]
+
+
+def _best_of_sides(found: Sequence[list[Hit]], k: int) -> list[Hit]:
+    """The k best documents that any side found; of the same score those of the side that stands first."""
+    if len(found) == 1:
+        return found[0]
+    best: dict[str, Hit] = {}
+    for hit in sorted(chain.from_iterable(found), key=lambda hit: -hit.score):
+        best.setdefault(hit.doc_id, hit)
+    return list(islice(best.values(), k))
 
 
 def _default_depth(tuned: int, k: int, where: Filter | None) -> int:
@@ -343,12 +413,12 @@ class _Rotated:
 
 
 class _Block:
-    """One block of queries under one filter: what was read is counted from the block's start."""
+    """One block of queries of one side under one filter: what was read is counted from the block's start."""
 
     def __init__(
         self,
         store: Store,
-        partitions: list[Numbered],
+        side: Side,
         queries: NDArray[np.float32],
         k: int,
         where: Filter | None,
@@ -357,8 +427,8 @@ class _Block:
     ) -> None:
         self._queries, self._k, self._where = queries, k, where
         self._one_each = one_each
-        self._store, self._partitions = store, partitions
-        self._part_of = {one.number: one.part for one in partitions}
+        self._store, self._side, self._partitions = store, side, side.partitions
+        self._part_of = {one.number: one.part for one in side.partitions}
         self._bytes, self._requests = self._read_so_far()
         self._probed = self._scanned = self._reranked = self._rounds = 0
         self._masks: dict[int, NDArray[np.bool_]] = {}
@@ -603,9 +673,10 @@ class _Block:
         self._rounds += 1
         names = self._of(places, lambda part, rows: part.reading_doc_ids(rows))
         by_place = dict(zip(places.tolist(), chain.from_iterable(names), strict=True))
+        scores = [self._side.scores(b.scores).tolist() for b in best]
         return [
-            [Hit(by_place[p], s) for p, s in zip(b.places.tolist(), b.scores.tolist(), strict=True)]
-            for b in best
+            [Hit(by_place[p], s) for p, s in zip(b.places.tolist(), own, strict=True)]
+            for b, own in zip(best, scores, strict=True)
         ]
 
     def _read_so_far(self) -> tuple[int, int]:

@@ -35,7 +35,8 @@ from pipeline.index.assembly import (
     settled_lists_schema,
     without_parts,
 )
-from pipeline.index.binarizers import folder_of, load_binarizer
+from pipeline.index.binarizers import load_binarizer
+from pipeline.index.models import folder_of
 from pipeline.index.training import Layout
 from pipeline.index.vectors import SLICE_ROWS, VectorSource, iterate_vectors
 from pipeline.partitioning import ONLY_PARTITION, UNCUT, PartitionTree, merged, summary_of, write_partitions

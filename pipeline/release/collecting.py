@@ -48,6 +48,7 @@ DATA_FOLDERS = (
     "partitions",
     "indexes",
     "binarizers",
+    "bridges",
     "dead_letters",
     "embeddings",
 )

@@ -249,6 +249,8 @@ def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
     yield from manifest.documents
     yield from manifest.condemned
     yield from (ref for ref in (manifest.partition_table, manifest.workload) if ref is not None)
+    for bridge in manifest.bridges:
+        yield from bridge.files
     for partition in manifest.partitions:
         yield from (*partition.navigation, *partition.codes.files)
         for segment in partition.segments:

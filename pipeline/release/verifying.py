@@ -133,7 +133,7 @@ def _footer_problems(store: Store, ref: FileRef, made: dict[bytes, bytes]) -> It
 def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
     cuts = [parse_filter(text, arrow_schema(manifest.attributes)) for text in manifest.cuts]
     for partition in manifest.partitions:
-        yield from _binarizer_problems(store, partition, manifest.dims)
+        yield from _binarizer_problems(store, partition, manifest.dims_of(partition))
         yield from _path_problems(store, partition, cuts)
         place = f"{store.uri}/{partition.directory.path}"
         directory = read_columns(store, partition.directory.path)

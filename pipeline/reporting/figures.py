@@ -226,7 +226,7 @@ class Figures:
     @property
     def float32_bytes(self) -> int:
         """What the vectors alone take as float32."""
-        return 4 * self.manifest.dims * self.manifest_rows
+        return 4 * sum(self.manifest.dims_of(part) * part.rows for part in self.manifest.partitions)
 
 
 def is_default(point: CurvePoint, figures: Figures) -> bool:

@@ -258,7 +258,8 @@ def _mark_bars(bars: Any, *, first: int = 0) -> None:
 
 
 def _levels(figures: Figures) -> Plot | None:
-    levels, dims = figures.manifest.partitions[0].codes.levels, figures.manifest.dims
+    partition = figures.manifest.partitions[0]
+    levels, dims = partition.codes.levels, figures.manifest.dims_of(partition)
     with _styled("levels"):
         figure, (axes,) = _axes(1.0 + 0.26 * len(levels))
         bars = axes.barh(range(len(levels)), levels, height=0.82, color=SERIES[0])

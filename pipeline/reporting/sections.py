@@ -249,7 +249,7 @@ def _layout(figures: Figures, plots: tuple[Plot, ...]) -> Section:
     refresh = codes.origin.refresh if codes.origin is not None else None
     if refresh is not None:
         tables.append(_refresh_table(refresh))
-    size, dims = codes.code_bytes, figures.manifest.dims
+    size, dims = codes.code_bytes, figures.manifest.dims_of(figures.manifest.partitions[0])
     intro = f"A code has {size} bytes for a vector of {dims} dimensions: most bits where vectors vary most."
     gone = "" if sizes is not None else "The directory of this release was collected by gc."
     return Section("layout", "Posting lists and codes", intro, plots, tuple(tables), gone)

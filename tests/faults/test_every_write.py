@@ -1,7 +1,7 @@
 """Every write of a run fails in every way, one at a time and in storms: the rerun ends in the bytes of a calm run."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from pipeline.config import Config
 from pipeline.errors import PublishConflictError, TransientError
 from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner
+from pipeline.execution.upgrading import upgrade
 from pipeline.release import verify
 from pipeline.storage import LocalStore
 from tests.faults.stores import Died, Fault, Faults, FaultySpec
@@ -57,6 +58,7 @@ class Calm:
     documents: int
     data: dict[str, bytes]
     logs: list[str]
+    job: Callable[..., dict[str, Any]]
 
 
 def _content(folder):
@@ -68,6 +70,7 @@ def _content(folder):
         embedding={"unit_texts": 12},
     )
     content["corpus"] |= {"shard_rows": 16, "name": "notes"}
+    content["encoders"] |= {"wide": {"model": "hashing:128"}}
     return content
 
 
@@ -76,17 +79,22 @@ def _run(config: Config, faults: Faults, kind=InlineRunner) -> dict[str, Any]:
     return run(config, spec, lambda: nullcontext(kind(spec)))
 
 
+def _upgrade(config: Config, faults: Faults, kind=InlineRunner) -> dict[str, Any]:
+    spec = FaultySpec(config.root, config.storage, faults)
+    return upgrade(config, spec, lambda: nullcontext(kind(spec)), encoder="wide")
+
+
 def _log_names(store):
     """Names of the logs that must have the same length whatever happened: one release, one move, one claim."""
     return sorted(info.path for folder in ("releases", "aliases", "root.json") for info in store.list(folder))
 
 
-def _calm(folder, before):
+def _calm(folder, before, job=_run):
     config = configured(folder, _content(folder))
     if before is not None:
         shutil.copytree(before, config.root)
     faults = Faults({})
-    summary = _run(config, faults)
+    summary = job(config, faults)
     store = LocalStore(config.root)
     return Calm(
         folder,
@@ -96,6 +104,7 @@ def _calm(folder, before):
         summary["documents"],
         data_files(store),
         _log_names(store),
+        job,
     )
 
 
@@ -116,6 +125,14 @@ def next_run(tmp_path_factory, first):
     return _calm(folder, first.folder / "root")
 
 
+@pytest.fixture(scope="module")
+def upgraded(tmp_path_factory, first):
+    """An upgrade of a root with a release."""
+    folder = tmp_path_factory.mktemp("upgraded")
+    shutil.copy(first.folder / "corpus.parquet", folder)
+    return _calm(folder, first.folder / "root", _upgrade)
+
+
 @pytest.fixture
 def trial(tmp_path):
     """Fresh copies of a calm run's starting root."""
@@ -131,9 +148,9 @@ def trial(tmp_path):
 
 
 def _encoded(root):
-    """(vectors, distinct texts) in the cache's files."""
+    """(vectors, distinct texts by encoder) in the caches' files."""
     hashes = [
-        value
+        (path.parts[-3], value)
         for path in root.glob("embeddings/*/*/*.parquet")
         for value in pq.read_table(path, columns=["text_hash"])["text_hash"].to_pylist()
     ]
@@ -150,11 +167,11 @@ def _check(config, calm, summary):
     assert vectors == texts
 
 
-def _until_done(config, faults, kind, attempts):
+def _until_done(job, config, faults, kind, attempts):
     """Rerun after every failure, as a scheduler does; returns the last summary and the number of reruns."""
     for attempt in range(attempts):
         try:
-            return _run(config, faults, kind), attempt
+            return job(config, faults, kind), attempt
         except (Died, TransientError, PublishConflictError):
             continue
     pytest.fail(f"not done after {attempts} runs")
@@ -164,9 +181,9 @@ def _sweep(calm, trial, fault, kind):
     fired = reruns = 0
     for at in range(calm.writes):
         config, faults = trial(calm), Faults({at: fault})
-        _, again = _until_done(config, faults, kind, 3)
+        _, again = _until_done(calm.job, config, faults, kind, 3)
         faults.land_all()
-        _check(config, calm, _run(config, faults, kind))
+        _check(config, calm, calm.job(config, faults, kind))
         fired += faults.fired
         reruns += again
     print(f"\n{fault}: {fired} faults at {calm.writes} writes, {reruns} reruns")
@@ -196,13 +213,21 @@ def test_a_fault_at_any_write_of_the_next_run_ends_in_the_same_bytes(next_run, t
     assert fired == next_run.writes
 
 
+@pytest.mark.parametrize(
+    "fault", _slow_but([Fault.DIES_AFTER, Fault.FAILS_AFTER, Fault.LANDS_LATE], {Fault.DIES_AFTER})
+)
+def test_a_fault_at_any_write_of_an_upgrade_ends_in_the_same_bytes(upgraded, trial, fault):
+    fired, _ = _sweep(upgraded, trial, fault, InlineRunner)
+    assert fired == upgraded.writes
+
+
 @pytest.mark.parametrize("seed", _slow_but(range(16), range(3)))
 def test_a_storm_of_faults_ends_in_the_same_bytes(next_run, trial, seed):
     rng = np.random.default_rng(seed)
     kinds = rng.choice(list(Fault), 2000)
     schedule = {n: Fault(kinds[n]) for n in range(2000) if rng.random() < 0.12}
     config, faults = trial(next_run), Faults(schedule)
-    summary, _ = _until_done(config, faults, (InlineRunner, PatientRunner)[seed % 2], 40)
+    summary, _ = _until_done(_run, config, faults, (InlineRunner, PatientRunner)[seed % 2], 40)
     faults.land_all()
     assert faults.fired >= 1
     _check(config, next_run, summary)

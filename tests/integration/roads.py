@@ -139,7 +139,7 @@ def data_files(store):
 
     The cache's logs are none: their entries stand in the order in which units were finished.
     """
-    folders = ("documents", "embeddings", "binarizers", "partitions", "indexes", "dead_letters")
+    folders = ("documents", "embeddings", "binarizers", "bridges", "partitions", "indexes", "dead_letters")
     found = {}
     for folder in folders:
         for info in store.list(folder):

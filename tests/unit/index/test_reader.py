@@ -76,7 +76,7 @@ def _table(vectors, names, years, tags):
 
 
 def _source(store, table, vectors, space):
-    cache = open_cache(store, space, dims=DIMS, rows=3 * 65_536)
+    cache = open_cache(store, space, dims=vectors.shape[1], rows=3 * 65_536)
     texts = write_bucketed(store, "scratch/texts", table, bucket_of(_hashes(vectors), cache.buckets))
     for bucket in range(cache.buckets):
         store_given(store, cache, bucket, [texts])
@@ -142,7 +142,7 @@ def _manifest(store, source, layout, binarizer, documents=DOCUMENTS):
     built = _built(store, source, layout, binarizer)
     partition = finish_partition(store, built, codes_info(store, binarizer), space=source.cache.encoder)
     return IndexManifest(
-        index="i", corpus="c", plan="p", encoder={}, dims=DIMS, attributes=ATTRIBUTES, documents=(), document_buckets=1,
+        index="i", corpus="c", plan="p", encoder={"fingerprint": source.cache.encoder}, dims=source.cache.dims, attributes=ATTRIBUTES, documents=(), document_buckets=1,
         num_documents=documents, partitions=(partition,), search=SearchDefaults(lists=20, margin=4.0, rerank=100),
         statistics={},
     )  # fmt: skip

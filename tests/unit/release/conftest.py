@@ -204,7 +204,7 @@ def _write_index(store: Store, seed: int) -> tuple[IndexManifest, FileRef]:
         index=f"index{seed}",
         corpus="corpus",
         plan="plan",
-        encoder={"model": "m"},
+        encoder={"model": "m", "fingerprint": "enc"},
         dims=DIMS,
         attributes=(),
         documents=(write_table(store, "documents", documents.schema, [documents]),),

@@ -1,0 +1,208 @@
+"""A new encoder without a full backfill, in this process: bridge, gate, rollback, a kill at every step."""
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import open_release
+from pipeline.errors import ConfigError, IncompatibleModelsError, MissingFileError, QualityGateError
+from pipeline.execution.searching import How, search_file, search_items
+from pipeline.execution.upgrading import upgrade
+from pipeline.execution.work import StoreSpec
+from pipeline.release import collect, rollback, verify
+from pipeline.storage import open_store
+from tests.integration.roads import Inline, configured, rows_of, run_inline, settings, write_parquet
+
+ROWS = 900
+ENCODERS = {
+    # Of one word the wider one has the narrow one's signs and more: the better model, and a linear map leads back.
+    "words": {"model": "hashing:64"},
+    "wide": {"model": "hashing:128"},
+    "poor": {"model": "hashing:8"},
+}
+UPGRADE = {"sample_documents": 700, "cascade_depths": [20, 50]}
+
+
+def _settings(folder, **more):
+    queries = [{"query_id": f"q{i}", "text": f"{row['title']}"} for i, row in enumerate(rows_of(120, seed=9))]
+    pq.write_table(pa.Table.from_pylist(queries), folder / "queries.parquet")
+    evaluation = {"queries": str(folder / "queries.parquet"), "sample_queries": 60}
+    content = {"encoders": ENCODERS, "upgrade": UPGRADE, "evaluation": evaluation} | more
+    return settings(folder / "root", folder / "corpus.parquet", **content)
+
+
+def _upgrade(config, encoder="wide"):
+    spec = StoreSpec(config.root, config.storage)
+    return upgrade(config, spec, lambda: Inline(spec), encoder=encoder)
+
+
+@pytest.fixture
+def built(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
+    config = configured(tmp_path, _settings(tmp_path))
+    run_inline(config)
+    return config
+
+
+def _hits(config, texts, **more):
+    return [[hit.doc_id for hit in hits] for hits in open_release(config.root, **more).search(texts)]
+
+
+TEXTS = [row["title"] for row in rows_of(40, seed=5)]
+
+
+def test_new_queries_search_old_vectors_after_an_upgrade(built):
+    before = _hits(built, TEXTS)
+    summary = _upgrade(built)
+    assert (summary["release"], summary["encoded"]) == (2, pytest.approx(700, abs=60))
+    release = open_release(built.root)
+    assert release.reader.manifest.encoder["name"] == "wide"
+    assert release.reader.manifest.dims == 128
+    after = _hits(built, TEXTS)
+    agreed = np.mean([len({*a} & {*b}) for a, b in zip(before, after, strict=True)])
+    assert agreed >= 6
+    assert verify(open_store(built.root, built.storage)).problems == ()
+
+
+def test_the_ladder_goes_from_a_naive_swap_to_the_oracle(built):
+    ladder = _upgrade(built)["upgrade"]
+    rungs = {rung["name"]: rung for rung in ladder["rungs"]}
+    assert {"naive swap", "status quo", "procrustes", "ridge", "cascade of 50", "full backfill"} <= set(rungs)
+    assert ladder["judged_by"] == "overlap_at_10"
+    assert rungs["full backfill"]["documents_embedded"] == ROWS
+    assert rungs["full backfill"]["overlap_at_10"]["value"] == 1
+    assert rungs["status quo"]["overlap_at_10"]["gain"] == [0, 0, 0]
+    assert all(
+        set(rung) >= {"documents_embedded", "overlap_at_10", "seconds", "cost"} for rung in rungs.values()
+    )
+
+
+@pytest.fixture
+def judged(tmp_path):
+    """A root whose queries are judged by people."""
+    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
+    content = _settings(tmp_path)
+    # Whoever asks by a title wants the document that has it.
+    rows = rows_of(ROWS)[:120]
+    queries = [{"query_id": f"q{i}", "text": row["title"]} for i, row in enumerate(rows)]
+    pq.write_table(pa.Table.from_pylist(queries), tmp_path / "queries.parquet")
+    lines = [f"q{i}\t{row['_id']}\t1" for i, row in enumerate(rows[:50])]
+    (tmp_path / "qrels.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(lines) + "\n")
+    content["evaluation"] |= {"qrels": str(tmp_path / "qrels.tsv")}
+    config = configured(tmp_path, content)
+    run_inline(config)
+    return config
+
+
+def test_judgments_decide_where_there_are_any(judged):
+    lenient = judged.upgrade.model_copy(update={"tolerance": 0.5})
+    summary = _upgrade(judged.model_copy(update={"upgrade": lenient}))
+    ladder = summary["upgrade"]
+    assert (ladder["judged_by"], ladder["judged_queries"]) == ("ndcg_at_10", 50)
+    status_quo = next(rung for rung in ladder["rungs"] if rung["name"] == "status quo")
+    assert set(status_quo) >= {"ndcg_at_10", "recall_at_100", "overlap_at_10"}
+    assert summary["ndcg_at_10"] > 0.3
+
+
+def test_documents_stand_in_where_nobody_asks(tmp_path):
+    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
+    config = configured(tmp_path, _settings(tmp_path, evaluation={"sample_queries": 50}))
+    run_inline(config)
+    summary = _upgrade(config)
+    assert summary["published"]
+    assert summary["upgrade"]["queries"] > 50
+
+
+def test_a_bridge_below_the_status_quo_is_not_published_and_the_message_names_what_would_pass(judged):
+    with pytest.raises(
+        QualityGateError, match=r"ndcg_at_10 is .* below the status quo.*tolerance allows 0.01"
+    ) as caught:
+        _upgrade(judged, "wide")
+    assert "what would pass: cascade of 20 (" in str(caught.value)
+    assert open_release(judged.root).number == 1
+
+
+def test_where_no_rung_would_pass_the_message_says_so(judged):
+    with pytest.raises(QualityGateError, match="no rung of the ladder would pass"):
+        _upgrade(judged, "poor")
+
+
+def test_an_upgrade_that_is_there_is_not_made_again(built):
+    first = _upgrade(built)
+    again = _upgrade(built)
+    assert (again["release"], again["skipped"], again["encoded"]) == (first["release"], True, 0)
+
+
+def test_the_same_upgrade_of_the_same_release_has_the_same_bytes(built, tmp_path):
+    shutil.copytree(built.root, tmp_path / "copy")
+    first = _upgrade(built)
+    other = _upgrade(built.model_copy(update={"root": str(tmp_path / "copy")}))
+    assert first["index"] == other["index"]
+
+
+def test_a_rollback_answers_as_before(built):
+    before = open_release(built.root).search(TEXTS).hits
+    _upgrade(built)
+    rollback(open_store(built.root, built.storage))
+    assert open_release(built.root).search(TEXTS).hits == before
+
+
+def test_queries_of_the_old_encoder_are_refused_after_an_upgrade(built, tmp_path):
+    _upgrade(built)
+    arguments = {
+        "queries": str(tmp_path / "queries.parquet"),
+        "out": str(tmp_path / "out.parquet"),
+        "how": How(10),
+    }
+    with pytest.raises(IncompatibleModelsError, match=r"wide.*words"):
+        search_file(built, **arguments, encoder="words", runner_of=Inline)
+    found = search_file(built, **arguments, encoder="wide", runner_of=Inline)
+    assert found["queries"] == 120
+
+
+def test_documents_as_queries_are_refused_across_a_bridge(built, tmp_path):
+    _upgrade(built)
+    with pytest.raises(IncompatibleModelsError, match="backfill"):
+        search_items(built, out=f"{tmp_path}/items/", where=None, how=How(10), runner_of=Inline)
+
+
+def test_a_second_upgrade_leads_to_the_first_space_without_a_chain(built):
+    encoders = built.encoders | {"wider": built.encoders["wide"].model_copy(update={"model": "hashing:256"})}
+    config = built.model_copy(update={"encoders": encoders})
+    _upgrade(config)
+    summary = _upgrade(config, "wider")
+    manifest = open_release(config.root).reader.manifest
+    assert (summary["release"], manifest.dims) == (3, 256)
+    assert [bridge.encoder["name"] for bridge in manifest.bridges] == ["words"]
+
+
+def test_the_way_back_to_the_encoder_of_the_vectors_is_a_rollback(built):
+    _upgrade(built)
+    with pytest.raises(ConfigError, match="strata rollback"):
+        _upgrade(built, "words")
+
+
+def test_nothing_is_upgraded_where_nothing_is_published(tmp_path):
+    config = configured(tmp_path, _settings(tmp_path))
+    with pytest.raises(MissingFileError, match="no release is published"):
+        _upgrade(config)
+
+
+def test_an_encoder_that_is_not_configured_is_refused(built):
+    with pytest.raises(
+        ConfigError, match=r"encoder nobody: is not among `encoders` \(known: poor, wide, words\)"
+    ):
+        _upgrade(built, "nobody")
+
+
+def test_what_a_release_names_of_its_bridge_is_kept_by_gc(built):
+    _upgrade(built)
+    store = open_store(built.root, built.storage)
+    collect(store, grace=timedelta(0), keep=9, now=datetime.now(UTC) + timedelta(days=30))
+    assert verify(store).problems == ()
+    json.loads(store.read(open_release(built.root).reader.manifest.bridges[0].files[0].path))

@@ -215,6 +215,13 @@ class Segment(_Frozen):
 
     lists: FileRef
     vectors: FileRef
+    tombstones: FileRef | None = None
+    """Rows of its vectors file that are there no longer, as a roaring bitmap."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that are there."""
+        return self.vectors.rows - (self.tombstones.rows if self.tombstones is not None else 0)
 
 
 class Partition(_Frozen):
@@ -234,6 +241,7 @@ class Partition(_Frozen):
     directory: FileRef
     segments: tuple[Segment, ...]
     rows: int
+    """Without those that have a tombstone."""
 
     @property
     def navigation(self) -> tuple[FileRef, ...]:

@@ -235,6 +235,8 @@ def _bitmaps(
     found: dict[Filter | None, dict[int, NDArray[np.uint8]]] = {
         where: {} for where in wheres if routes[where].is_tested
     }
+    if None in found:
+        found[None] = {one.number: np.packbits(_live(one)) for one in routes[None].reached}
     asked: dict[int, tuple[Numbered, list[Filter]]] = {}
     for where in filter(None, found):
         for one in routes[where].reached:
@@ -246,9 +248,15 @@ def _bitmaps(
         size = -(-len(filters) // team.size)
         shares = [filters[start : start + size] for start in range(0, len(filters), size)]
         packed = chain.from_iterable(team.map(partial(_packed, tables), shares))
+        live = None if one.part.live is None else np.packbits(one.part.live)
         for where, bitmap in zip(filters, packed, strict=True):
-            found[where][number] = bitmap
+            found[where][number] = bitmap if live is None else bitmap & live
     return found
+
+
+def _live(one: Numbered) -> NDArray[np.bool_]:
+    """(rows,) of a partition which rows have no tombstone."""
+    return np.ones(one.part.rows, np.bool_) if one.part.live is None else one.part.live
 
 
 def _packed(tables: Sequence[pa.Table], filters: Sequence[Filter]) -> list[NDArray[np.uint8]]:
@@ -636,7 +644,8 @@ def _routes(reader: IndexReader, side: Side, filters: set[Filter | None]) -> Rou
     return {
         where: Route(
             tuple(of_side[number] for number in reader.reached(where) if number in of_side),
-            reader.without_need(where) is not None,
+            reader.without_need(where) is not None
+            or any(one.part.live is not None for one in side.partitions),
         )
         for where in filters
     }

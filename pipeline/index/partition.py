@@ -21,6 +21,7 @@ from pipeline.filters import Filter, evaluate
 from pipeline.index.binarizers import load_binarizer
 from pipeline.index.lists import Directory, Entries, ListsFile
 from pipeline.index.scoring import spans_of
+from pipeline.index.tombstones import read_tombstones
 from pipeline.postings import HeadGraph, Probing, head_distances, nearest_heads, select_lists
 from pipeline.schemas import VECTOR_ID, made_by
 from pipeline.storage import RangeRead, Store, side_by_side
@@ -229,7 +230,7 @@ class PartitionReader:
     """
 
     def __init__(self, store: Store, partition: Partition, binarizer: Binarizer | None = None) -> None:
-        self._store = store
+        self._store, self._partition = store, partition
         self._heads = RawFile(store, partition.heads, ["head"], made_by(partition.space))
         self.num_lists = partition.heads.rows
         self.graph = _read_graph(store, partition.head_graph) if partition.head_graph is not None else None
@@ -252,12 +253,37 @@ class PartitionReader:
         """Read the heads that every query needs, and look at all files, now instead of at the first query."""
         if self.graph is None:
             _ = self._squares
+        _ = self.open_lists
         side_by_side(_SegmentReader.open, self._segments)
 
     @property
     def rows(self) -> int:
-        """Rows of the partition."""
+        """Rows of the partition, those that have a tombstone among them."""
         return int(self._first[-1])
+
+    @property
+    def live_rows(self) -> int:
+        """Rows without a tombstone."""
+        return self.rows if self.live is None else int(self.live.sum())
+
+    @cached_property
+    def live(self) -> NDArray[np.bool_] | None:
+        """(rows,) which rows have no tombstone; None where all have none."""
+        gone = [
+            read_tombstones(self._store, segment.tombstones) + first
+            for segment, first in zip(self._partition.segments, self._first, strict=False)
+            if segment.tombstones is not None
+        ]
+        if not gone:
+            return None
+        live = np.ones(self.rows, np.bool_)
+        live[np.concatenate(gone)] = False
+        return live
+
+    @cached_property
+    def open_lists(self) -> NDArray[np.bool_] | None:
+        """(lists,) which have a live vector of their own; None where all do. What others hold are copies of vectors elsewhere."""
+        return None if self.live is None else self.primaries_passing(self.live) > 0
 
     @cached_property
     def heads(self) -> NDArray[np.float32]:
@@ -266,10 +292,11 @@ class PartitionReader:
 
     @cached_property
     def _squares(self) -> NDArray[np.float32]:
-        return np.einsum("ld,ld->l", self.heads, self.heads)
+        squares = np.einsum("ld,ld->l", self.heads, self.heads)
+        return squares if self.open_lists is None else np.where(self.open_lists, squares, np.float32(np.inf))
 
     def distances(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(q, lists) squared distances of queries to all heads."""
+        """(q, lists) squared distances of queries to all heads; infinite of lists that are not open."""
         return head_distances(queries, self.heads, self._squares)
 
     @property
@@ -279,7 +306,7 @@ class PartitionReader:
         return sum(s.bytes_read for s in segments), sum(s.requests for s in segments)
 
     def mask(self, where: Filter) -> NDArray[np.bool_]:
-        """(rows,) whether a row passes the filter; those of the last filters are kept."""
+        """(rows,) whether a row passes the filter and has no tombstone; those of the last filters are kept."""
         bitmap = self._passing.of(where.text, where).bitmap
         return np.unpackbits(bitmap, count=self.rows).view(np.bool_)
 
@@ -293,7 +320,8 @@ class PartitionReader:
 
     def _evaluated(self, where: Filter) -> _Passing:
         found = [evaluate(where, segment.attributes(where.columns)) for segment in self._segments]
-        return self._passing_of(np.concatenate(found))
+        mask = np.concatenate(found)
+        return self._passing_of(mask if self.live is None else mask & self.live)
 
     def _passing_of(self, mask: NDArray[np.bool_]) -> _Passing:
         passing = np.zeros(len(self.directory["list_no"]), np.int64)
@@ -528,7 +556,8 @@ def nearest_lists(
     numbers, apart = [], []
     for one in partitions:
         if one.part.graph is not None:
-            near, distances = one.part.graph.nearest(queries, min(rule.lists, one.part.num_lists))
+            count, among = min(rule.lists, one.part.num_lists), one.part.open_lists
+            near, distances = one.part.graph.nearest(queries, count, among)
             numbers.append(np.where(near >= 0, near + one.first, near))
             apart.append(distances)
     measured = [one for one in partitions if one.part.graph is None]

@@ -476,7 +476,8 @@ class _Block:
         """Score every passing row with its float16 vector; the running best are one row per document."""
         best = RunningBest(len(self._queries), self._k)
         for number, part in self._part_of.items():
-            rows = np.arange(part.rows) if self._where is None else np.flatnonzero(self._mask(number))
+            mask = self._mask(number)
+            rows = np.arange(part.rows) if mask is None else np.flatnonzero(mask)
             for start in range(0, len(rows), EXACT_BLOCK_ROWS):
                 block = rows[start : start + EXACT_BLOCK_ROWS]
                 scores = self._queries @ part.embeddings(block).T
@@ -486,18 +487,18 @@ class _Block:
         self._rounds = 1
         return self._named(best.candidates())
 
-    def _mask(self, number: int) -> NDArray[np.bool_]:
-        """(rows,) of a partition whether each passes."""
-        assert self._where is not None  # noqa: S101 - nothing is tested without a filter
+    def _mask(self, number: int) -> NDArray[np.bool_] | None:
+        """(rows,) of a partition whether each passes; None where all do."""
+        if self._where is None:
+            return self._part_of[number].live
         if number not in self._masks:
             self._masks[number] = self._part_of[number].mask(self._where)
         return self._masks[number]
 
     def _matching(self) -> int:
         """Rows that pass."""
-        if self._where is None:
-            return sum(one.part.rows for one in self._partitions)
-        return sum(int(self._mask(one.number).sum()) for one in self._partitions)
+        masks = [(one.part, self._mask(one.number)) for one in self._partitions]
+        return sum(part.rows if mask is None else int(mask.sum()) for part, mask in masks)
 
     def _candidates(
         self, queries: NDArray[np.float32], passing: NDArray[np.int64], rule: Probing, depth: int
@@ -605,11 +606,11 @@ class _Block:
         stops = np.cumsum([read.group.entries for read in reads])
         rows = entries.row.astype(np.int64)
         places = rows + np.repeat(numbers << 32, np.diff(stops, prepend=0))
-        if self._where is None:
-            return places, entries
         masks = [self._mask(number) for number in numbers.tolist()]
+        if all(mask is None for mask in masks):
+            return places, entries
         parts = np.split(rows, stops[:-1])
-        kept = np.concatenate([mask[own] for mask, own in zip(masks, parts, strict=True)])
+        kept = np.concatenate([_let_pass(mask, own) for mask, own in zip(masks, parts, strict=True)])
         return places[kept], entries.only(kept)
 
     def _hits(
@@ -682,6 +683,11 @@ class _Block:
     def _read_so_far(self) -> tuple[int, int]:
         costs = [one.part.cost for one in self._partitions]
         return sum(read for read, _ in costs), sum(requests for _, requests in costs)
+
+
+def _let_pass(mask: NDArray[np.bool_] | None, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(n,) which rows a mask lets pass; None: all."""
+    return np.ones(len(rows), np.bool_) if mask is None else mask[rows]
 
 
 class _Gathered:

@@ -115,6 +115,9 @@ class Tracker:
             mine = lists[one.own(lists)] - one.first
             for some in np.split(mine, borders(one.part.list_entries[mine], IDS_AT_ONCE)):
                 rows, own = one.part.primaries_of(some)
+                if one.part.live is not None:
+                    kept = one.part.live[rows]
+                    rows, own = rows[kept], own[kept]
                 if len(rows):
                     (ids,) = one.part.values(["vector_id"], rows)
                     yield np.ascontiguousarray(ids), (one.number << 32) + rows, own + one.first
@@ -193,8 +196,11 @@ def _entries_in_turn(
         if len(mine):
             lists = one.part.pieces(probed[mine] - one.first)
             entries = Entries.joined(lists)
-            scores = one.part.estimates(entries, query, rotate_queries(one.part.binarizer, query))[0]
             turns = np.repeat(mine, [len(own.row) for own in lists])
+            if one.part.live is not None:
+                kept = one.part.live[entries.row]
+                entries, turns = entries.only(kept), turns[kept]
+            scores = one.part.estimates(entries, query, rotate_queries(one.part.binarizer, query))[0]
             found.append(((one.number << 32) + entries.row.astype(np.int64), scores, turns))
     places, scores, turns = (np.concatenate(columns) for columns in zip(*found, strict=True))
     order = np.argsort(turns, kind="stable")

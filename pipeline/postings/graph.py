@@ -59,17 +59,22 @@ class HeadGraph:
         path.write_bytes(faiss.serialize_index(self._index).tobytes())
 
     def nearest(
-        self, queries: NDArray[np.float32], count: int
+        self, queries: NDArray[np.float32], count: int, among: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Numbers and squared L2 distances of the nearest heads, nearest first.
 
         Args:
             queries: (q, d) float32.
             count: Heads per query, at most those there are.
+            among: (num_lists,) which heads count; None: all.
 
         Returns:
             (q, count) each; -1 and infinity where the graph ends.
         """
-        parameters = faiss.SearchParametersHNSW(efSearch=max(64, SEARCH_DEPTH * count))  # type: ignore[attr-defined]  # not in the stub
+        depth = max(64, SEARCH_DEPTH * count)
+        parameters = faiss.SearchParametersHNSW(efSearch=depth)  # type: ignore[attr-defined]  # not in the stub
+        if among is not None:
+            bits = np.packbits(among, bitorder="little")
+            parameters.sel = faiss.IDSelectorBitmap(bits)
         distances, numbers = self._index.search(queries, count, params=parameters)
         return numbers, np.where(numbers >= 0, distances, np.inf).astype(np.float32)

@@ -255,6 +255,8 @@ def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
         yield from (*partition.navigation, *partition.codes.files)
         for segment in partition.segments:
             yield from (segment.lists, segment.vectors)
+            if segment.tombstones is not None:
+                yield segment.tombstones
 
 
 def files_are_there(store: Store, record: ReleaseRecord) -> bool:

@@ -138,6 +138,7 @@ def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
         place = f"{store.uri}/{partition.directory.path}"
         directory = read_columns(store, partition.directory.path)
         rows = sum(segment.vectors.rows for segment in partition.segments)
+        live = sum(segment.rows for segment in partition.segments)
         problems = [*_directory_problems(partition, directory), *_primary_problems(directory, rows)]
         yield from (f"{place}: {problem}" for problem in problems)
         for no, segment in enumerate(partition.segments):
@@ -145,8 +146,8 @@ def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
             yield from _segment_problems(store, segment, mine, rows)
             if not problems:
                 yield from _address_problems(store, segment, mine)
-        if rows != partition.rows:
-            yield f"partition {partition.partition_id}: expected {partition.rows} rows, found {rows}"
+        if live != partition.rows:
+            yield f"partition {partition.partition_id}: expected {partition.rows} rows, found {live}"
 
 
 def _binarizer_problems(store: Store, partition: Partition, dims: int) -> Iterator[str]:

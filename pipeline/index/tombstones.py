@@ -1,0 +1,36 @@
+"""Tombstones: rows of an immutable segment that are there no longer, deleted, changed, or embedded anew elsewhere."""
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+from pyroaring import BitMap
+
+from pipeline.artifacts import FileRef
+from pipeline.errors import CorruptArtifactError
+from pipeline.storage import Store, adopt_file
+
+__all__ = ["read_tombstones", "write_tombstones"]
+
+
+def write_tombstones(store: Store, rows: NDArray[np.int64]) -> FileRef:
+    """Write rows of a segment, in any order, as a roaring bitmap in the portable format."""
+    bitmap = BitMap(rows.astype(np.uint32))
+    bitmap.run_optimize()
+    with store.staging() as local:
+        local.write_bytes(bitmap.serialize())
+        path, size, digest = adopt_file(store, local, "partitions", ".tombstones")
+    return FileRef(path=path, rows=len(bitmap), bytes=size, sha256=digest)
+
+
+def read_tombstones(store: Store, ref: FileRef) -> NDArray[np.int64]:
+    """(n,) rising rows of `write_tombstones`.
+
+    Raises:
+        CorruptArtifactError: The bytes are not the recorded ones.
+    """
+    data = store.read(ref.path)
+    if hashlib.sha256(data).hexdigest() != ref.sha256:
+        place = f"{store.uri}/{ref.path}"
+        raise CorruptArtifactError(place, "is not the file that was recorded", "run `strata verify`")
+    return np.array(BitMap.deserialize(data).to_array(), np.int64)

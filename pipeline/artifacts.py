@@ -297,6 +297,8 @@ class IndexManifest(_Frozen):
     partitions: tuple[Partition, ...]
     cuts: tuple[str, ...] = ()
     """Conditions by which rows were told their partition, from the root of the tree down."""
+    partition_tree: FileRef | None = None
+    """The tree of those conditions; absent where there are none."""
     partition_table: FileRef | None = None
     """What is known of the attributes of each partition; absent where there is one."""
     workload: FileRef | None = None

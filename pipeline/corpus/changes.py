@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.corpus.identity import DOC_HASH_BYTES, hash_matrix, sort_keys
 
-__all__ = ["Changes", "count_changes"]
+__all__ = ["Changes", "count_changes", "is_same"]
 
 Keys = NDArray[np.bytes_]
 
@@ -47,6 +47,20 @@ def count_changes(old: Iterable[pa.Table], new: Iterable[pa.Table]) -> Changes:
     for left, right in _aligned(_Stream(old), _Stream(new)):
         counts += _compared(left, right)
     return counts
+
+
+def is_same(old: pa.Table, new: pa.Table) -> NDArray[np.bool_]:
+    """(n,) which rows of the new table have a row in the old one with the same values; none where the columns differ.
+
+    Args:
+        old: Rows with distinct `vector_id`.
+        new: (n) rows, the same.
+    """
+    found = np.zeros(new.num_rows, np.bool_)
+    if old.schema.equals(new.schema):
+        _, in_new, differs = _matched(old, new)
+        found[in_new] = ~differs
+    return found
 
 
 class _Stream:
@@ -108,16 +122,22 @@ def _counted(tables: list[pa.Table]) -> dict[bytes, int]:
 
 def _touched(old: pa.Table, new: pa.Table) -> set[bytes]:
     """Documents of which a chunk differs, or has no counterpart on the other side."""
-    left, right = (sort_keys(hash_matrix(table["vector_id"])) for table in (old, new))
     if not old.schema.equals(new.schema):
         return set(_documents(old).tolist())
-    _, in_left, in_right = np.intersect1d(left, right, assume_unique=True, return_indices=True)
-    old_rows, new_rows = old.take(pa.array(in_left)), new.take(pa.array(in_right))
-    differs = np.zeros(len(in_left), dtype=np.bool_)
+    in_old, _, differs = _matched(old, new)
+    documents = _documents(old)
+    return set(documents[in_old][differs].tolist()) | set(np.delete(documents, in_old).tolist())
+
+
+def _matched(old: pa.Table, new: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """Rows of both tables that have one vector_id, and whether any of their values differs."""
+    left, right = (sort_keys(hash_matrix(table["vector_id"])) for table in (old, new))
+    _, in_old, in_new = np.intersect1d(left, right, assume_unique=True, return_indices=True)
+    old, new = old.take(pa.array(in_old)), new.take(pa.array(in_new))
+    differs = np.zeros(len(in_old), dtype=np.bool_)
     for name in old.schema.names:
-        differs |= _differs(old_rows[name].combine_chunks(), new_rows[name].combine_chunks())
-    unmatched = np.delete(_documents(old), in_left)
-    return set(_documents(old_rows)[differs].tolist()) | set(unmatched.tolist())
+        differs |= _differs(old[name].combine_chunks(), new[name].combine_chunks())
+    return in_old, in_new, differs
 
 
 def _differs(old: pa.Array, new: pa.Array) -> NDArray[np.bool_]:

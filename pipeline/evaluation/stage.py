@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.artifacts import FileRef, StageOutput
+from pipeline.artifacts import FileRef, Segment, StageOutput
 from pipeline.embedding.bisecting import encode_around
 from pipeline.embedding.encoder import TextEncoder
 from pipeline.errors import DataError
 from pipeline.index.reader import Hit, IndexReader
 from pipeline.index.scoring import Candidates, RunningBest, best_documents
+from pipeline.index.tombstones import read_tombstones
 from pipeline.index.vectors import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
 from pipeline.postings import Probing
@@ -107,12 +108,12 @@ def exact_bucket(
     return _nearest(store, queries, iterate_vectors(store, source, bucket), depth)
 
 
-def exact_segment(store: Store, segment: FileRef, queries: FileRef, *, depth: int) -> StageOutput:
+def exact_segment(store: Store, segment: Segment, queries: FileRef, *, depth: int) -> StageOutput:
     """The nearest documents of each query among the vectors that one segment of an index holds, as float16.
 
     Args:
         store: The root.
-        segment: Its vectors file.
+        segment: The segment.
         queries: File of `write_query_vectors`, in the space of the segment.
         depth: Documents per query.
 
@@ -122,12 +123,19 @@ def exact_segment(store: Store, segment: FileRef, queries: FileRef, *, depth: in
     return _nearest(store, queries, _stored_vectors(store, segment), depth)
 
 
-def _stored_vectors(store: Store, segment: FileRef) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
-    columns = ["vector_id", "doc_id", "embedding"]
-    with open_parquet(store, segment.path) as file:
+def _stored_vectors(store: Store, segment: Segment) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
+    """Rows without a tombstone, a row group at a time."""
+    live = np.ones(segment.vectors.rows, np.bool_)
+    if segment.tombstones is not None:
+        live[read_tombstones(store, segment.tombstones)] = False
+    columns, first = ["vector_id", "doc_id", "embedding"], 0
+    with open_parquet(store, segment.vectors.path) as file:
         for group in range(file.num_row_groups):
             rows = file.read_row_group(group, columns=columns, use_threads=False)
-            yield rows, to_matrix(rows["embedding"]).astype(np.float32)
+            kept = rows.filter(pa.array(live[first : first + rows.num_rows]))
+            first += rows.num_rows
+            if kept.num_rows:
+                yield kept, to_matrix(kept["embedding"]).astype(np.float32)
 
 
 def _nearest(

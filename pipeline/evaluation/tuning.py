@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import SearchConfig
-from pipeline.index.reader import IndexReader
+from pipeline.index.reader import IndexReader, Side
 from pipeline.index.scanning import Tracker, scan
 from pipeline.postings import (
     WANTED,
@@ -35,6 +35,7 @@ DEPTHS = (10, 15, 20, 30, 40, 60, 80, 100, 150, 200, 300, 400)
 
 def tune(
     reader: IndexReader,
+    side: Side,
     queries: NDArray[np.float32],
     wanted: Sequence[Sequence[bytes]],
     search: SearchConfig,
@@ -48,23 +49,23 @@ def tune(
 
     Args:
         reader: The index.
+        side: Its partitions in one space; a search looks into those of every space by the same rule.
         queries: (q, d) unit vectors, at least one, other ones than it is reported on.
-        wanted: Of each, vector_ids of the true ten and of what is as near as the tenth, at least one.
+        wanted: Of each, vector_ids of the true ten of the side and of what is as near as the tenth, at least one.
         search: What is set and not to be chosen.
         target_recall: In (0, 1].
     """
-    (side,) = reader.sides()
     partitions, queries = side.partitions, side.queries(queries)
-    most, missed = _most_lists(reader), 1 - target_recall
+    most, missed = _most_lists(reader, side), 1 - target_recall
     tracker = Tracker(partitions, queries, wanted, enough=WANTED)
     enough = [min(WANTED, len(ids)) for ids in wanted]
     tried: list[Setting] = []
     for left_out in LEFT_OUT:
         # Where the lists are set, whatever they hold is to count, copies of vectors of farther lists, too.
         located = tracker.locate(1.0 if search.lists else 1 - left_out * missed, most)
-        lists = min(search.lists or located.lists, _all_lists(reader))
+        lists = min(search.lists or located.lists, _all_lists(side))
         met = scan(partitions, queries, located.places, enough, lists=lists)
-        tried = settings_of(met, _rules(search, met), depths_of(search), **_widths(reader))
+        tried = settings_of(met, _rules(search, met), depths_of(search), **_widths(reader, side))
         is_reached = choose_setting(tried, target_recall).sure_recall >= target_recall
         # More lists leave less to chance, too, so that nothing is taken off for it here.
         within_reach = max(one.recall for one in tried) + left_out * missed
@@ -78,14 +79,14 @@ def depths_of(search: SearchConfig) -> Sequence[int]:
     return DEPTHS if search.rerank is None else (search.rerank,)
 
 
-def _all_lists(reader: IndexReader) -> int:
-    return sum(one.part.num_lists for one in reader.partitions())
+def _all_lists(side: Side) -> int:
+    return sum(one.part.num_lists for one in side.partitions)
 
 
-def _most_lists(reader: IndexReader) -> int:
+def _most_lists(reader: IndexReader, side: Side) -> int:
     """Lists that are worth looking through for the true neighbours of a query."""
     fit = max(1, round(ENTRIES_AT_ONCE / reader.manifest.statistics["list_rows_mean"]))
-    return min(_all_lists(reader), fit, MOST_LISTS)
+    return min(_all_lists(side), fit, MOST_LISTS)
 
 
 def _rules(search: SearchConfig, met: Sequence[Scanned]) -> list[Probing]:
@@ -96,8 +97,8 @@ def _rules(search: SearchConfig, met: Sequence[Scanned]) -> list[Probing]:
     return [Probing(lists, margin) for lists in sorted(most) for margin in sorted(margins)]
 
 
-def _widths(reader: IndexReader) -> dict[str, int]:
-    manifest, partition = reader.manifest, reader.manifest.partitions[0]
+def _widths(reader: IndexReader, side: Side) -> dict[str, int]:
+    manifest, partition = reader.manifest, reader.manifest.partitions[side.partitions[0].number]
     return {
         "entry_bytes": partition.codes.code_bytes + 8,
         "vector_bytes": 2 * manifest.dims_of(partition),

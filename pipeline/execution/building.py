@@ -65,6 +65,7 @@ class FittedTree(NamedTuple):
     """The tree of partitions."""
 
     tree: PartitionTree
+    file: FileRef | None
     workload: FileRef | None
     """What it was fitted to."""
 
@@ -116,6 +117,7 @@ def build_index(
         condemned=tuple(source.condemned.values()),
         partitions=tuple(partitions),
         cuts=tuple(map(layout.partition_tree.text, range(len(layout.partition_tree.cuts)))),
+        partition_tree=cut.file,
         partition_table=table,
         workload=cut.workload,
         search=SearchDefaults(lists=lists, margin=MOST_MARGIN, rerank=0),
@@ -133,13 +135,13 @@ def cut_rows(
     """The tree of partitions: cuts by the workload, if there is one."""
     config, schema = session.config, arrow_schema(plan.attributes)
     if workload is None or not documents.vectors:
-        return FittedTree(UNCUT, None)
+        return FittedTree(UNCUT, None, None)
     limits = limits_for(workload, config.layout, rows=documents.vectors, storage=config.serving.storage)
     inputs = {"texts": documents.texts, "attributes": plan.attributes, "workload": workload.fingerprint}
     call = partial(cut_partitions, source=source, workload=workload, limits=limits)
     (grown,) = session.outputs("train", [Task("partitions", inputs | {"limits": asdict(limits)}, call)])
     tree = read_partition_tree(session.store, grown.files["tree"], schema)
-    return FittedTree(tree, grown.files["workload"])
+    return FittedTree(tree, grown.files["tree"] if tree.cuts else None, grown.files["workload"])
 
 
 def _finished(

@@ -71,8 +71,7 @@ def _regions(store: Store, manifest: IndexManifest) -> list[Region]:
     if manifest.partition_table is None:
         return [Region() for _ in manifest.partitions]
     attributes = arrow_schema(manifest.attributes)
-    found = read_regions(store, manifest.partition_table, manifest.cuts, attributes)
-    return [found[one.partition_id] for one in manifest.partitions]
+    return read_regions(store, manifest.partition_table, manifest.cuts, attributes)
 
 
 def _paths(manifest: IndexManifest) -> list[Region]:

@@ -292,7 +292,7 @@ def _build_and_publish(
     cut = cut_rows(session, plan, documents, source, prepared.workload)
     binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
     manifest = build_index(session, plan, encoder, documents, source, binarizer, cut)
-    manifest, measured = judge(session, encoder, questions, manifest, source)
+    manifest, measured = judge(session, questions, manifest, source)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,20 +22,17 @@ from pipeline.evaluation.judging import (
 from pipeline.evaluation.queries import Queries, read_qrels, read_queries
 from pipeline.evaluation.stage import (
     ExactNeighbours,
-    exact_bucket,
     measure_search,
     measure_setting,
-    merge_exact,
     rank,
-    write_query_vectors,
 )
 from pipeline.evaluation.tuning import depths_of, tune
 from pipeline.execution.asking import query_vectors
 from pipeline.execution.encoders import EncoderInForce
+from pipeline.execution.neighbours import Exact, exact_neighbours
 from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session
-from pipeline.execution.work import Task, digest
-from pipeline.index.reader import IndexReader
+from pipeline.index.reader import IndexReader, Side
 from pipeline.index.vectors import VectorSource, sample_queries
 from pipeline.measures import least_near
 from pipeline.postings import MOST_MARGIN, WANTED, Probing, Setting
@@ -158,7 +154,6 @@ def read_questions(session: Session, encoder: EncoderInForce) -> Questions | Non
 
 def judge(
     session: Session,
-    encoder: EncoderInForce,
     questions: Questions | None,
     manifest: IndexManifest,
     source: VectorSource,
@@ -167,18 +162,17 @@ def judge(
 
     Args:
         session: The run.
-        encoder: Names the space of the vectors.
         questions: What `read_questions` found.
         manifest: The index.
-        source: What it holds.
+        source: What it holds in the space of its encoder.
     """
     judged = _judged_queries(session, questions, source)
-    exact = _exact_neighbours(session, encoder, source, np.concatenate([judged.vectors, judged.tuning]))
-    return measure_index(session, judged, exact, manifest)
+    asked = np.concatenate([judged.vectors, judged.tuning])
+    return measure_index(session, judged, exact_neighbours(session, manifest, asked, source), manifest)
 
 
 def measure_index(
-    session: Session, judged: Judged, exact: Sequence[ExactNeighbours], manifest: IndexManifest
+    session: Session, judged: Judged, exact: Exact, manifest: IndexManifest
 ) -> tuple[IndexManifest, dict[str, Any]]:
     """Choose how far a search looks, then measure the index.
 
@@ -192,14 +186,15 @@ def measure_index(
         The index with its defaults, under the name that its content has; figures for the summary.
     """
     # Threads change bits of products, and a bit of a distance can change what is chosen.
+    reported = exact.of(slice(len(judged.vectors))).whole
     with session.timed("judge"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
-        chosen, tried = _tuned(session, judged, exact[len(judged.vectors) :], manifest)
+        chosen, tried = _tuned(session, judged, exact.of(slice(len(judged.vectors), None)), manifest)
         _warn_of_a_miss(chosen, session.config.evaluation.target_recall)
         manifest = _identified(manifest.model_copy(update={"search": _defaults(chosen, tried)}))
         reader = IndexReader(session.store, manifest)
-        numbers = _measure(reader, judged, exact[: len(judged.vectors)])
+        numbers = _measure(reader, judged, reported)
     with session.timed("curve"), threadpoolctl.threadpool_limits(THREADS_PER_TASK):
-        curve = _recall_curve(reader, judged, exact[: len(judged.vectors)])
+        curve = _recall_curve(reader, judged, reported)
     return manifest, {
         **_rounded(numbers),
         "lists_at_most": chosen.probing.lists,
@@ -220,31 +215,6 @@ def _warn_of_a_miss(chosen: Setting, target: float) -> None:
             standard_error=round(chosen.error, 4),
             hint="raise binarizer.bytes, or leave search.* to be chosen",
         )
-
-
-def _exact_neighbours(
-    session: Session, encoder: EncoderInForce, source: VectorSource, queries: NDArray[np.float32]
-) -> list[ExactNeighbours]:
-    asked = write_query_vectors(session.store, queries)
-    shared = {"source": source, "queries": asked, "depth": NEIGHBOURS + 1}
-    inputs = {
-        "texts": digest(source.texts),
-        "encoder": encoder.fingerprint,
-        "queries": asked,
-        "depth": NEIGHBOURS + 1,
-    }
-    tasks = [
-        Task(
-            "exact",
-            {**inputs, "bucket": b, "condemned": source.condemned.get(b)},
-            partial(exact_bucket, bucket=b),
-            shared,
-        )
-        for b in range(source.cache.buckets)
-    ]
-    files = [output.files["exact"] for output in session.outputs("judge", tasks)]
-    with session.timed("judge"):
-        return merge_exact(session.store, files, asked.rows, depth=NEIGHBOURS + 1)
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -286,9 +256,23 @@ def _measure(reader: IndexReader, judged: Judged, exact: Sequence[ExactNeighbour
 
 
 def _tuned(
-    session: Session, judged: Judged, exact: Sequence[ExactNeighbours], manifest: IndexManifest
+    session: Session, judged: Judged, exact: Exact, manifest: IndexManifest
 ) -> tuple[Setting, list[Setting]]:
-    """The cheapest setting that finds the wanted share of true neighbours, and all that none beats."""
+    """The cheapest setting that finds the wanted share of true neighbours in each space; of the largest all that none beats."""
+    reader = IndexReader(session.store, manifest)
+    found = [
+        (sum(one.part.live_rows for one in side.partitions), *_tuned_side(session, judged, own, reader, side))
+        for side, own in zip(reader.sides(), exact.sides, strict=True)
+    ]
+    _, chosen, tried = max(found, key=lambda one: one[0])
+    settings = [setting for _, setting, _ in found]
+    probing = Probing(max(one.probing.lists for one in settings), max(one.probing.margin for one in settings))
+    return replace(chosen, probing=probing, rerank=max(one.rerank for one in settings)), tried
+
+
+def _tuned_side(
+    session: Session, judged: Judged, exact: Sequence[ExactNeighbours], reader: IndexReader, side: Side
+) -> tuple[Setting, list[Setting]]:
     first = 1 if judged.tuned_on_documents else 0  # a document is its own nearest neighbour
     wanted = [_as_near(neighbours, first) for neighbours in exact]
     asked = [i for i, ids in enumerate(wanted) if ids]
@@ -296,7 +280,8 @@ def _tuned(
     if not asked:  # one document alone has no neighbour
         return Setting(Probing(search.lists or 1, MOST_MARGIN), depths_of(search)[0], 1.0, 0.0, 1.0, 0.0), []
     return tune(
-        IndexReader(session.store, manifest),
+        reader,
+        side,
         judged.tuning[asked],
         [wanted[i] for i in asked],
         search,

@@ -18,13 +18,14 @@ from pipeline.artifacts import AliasEntry, BridgeInfo, FileRef, IndexManifest, R
 from pipeline.config import Config
 from pipeline.embedding.cache import Cache, find_cache, open_cache, read_redrives
 from pipeline.errors import ConfigError, DataError, MissingFileError, QualityGateError
-from pipeline.evaluation.judging import NEIGHBOURS, TUNING_QUERIES
-from pipeline.evaluation.stage import ExactNeighbours, exact_segment, merge_exact, write_query_vectors
+from pipeline.evaluation.judging import TUNING_QUERIES
+from pipeline.evaluation.stage import write_query_vectors
 from pipeline.execution.building import index_sizes
 from pipeline.execution.encoders import GIVEN, EncoderInForce, check_encoder_of_queries, named_encoder
 from pipeline.execution.encoding import encode_texts
 from pipeline.execution.judgement import Judged, Questions, measure_index, read_questions
 from pipeline.execution.ledger import Ledger
+from pipeline.execution.neighbours import exact_neighbours
 from pipeline.execution.publishing import publish_index
 from pipeline.execution.session import Session, working
 from pipeline.execution.work import StoreSpec, Task, digest, versions
@@ -174,7 +175,9 @@ class _Upgrade:
         self._check(ladder)
         manifest = self._bridged(output.files)
         judged = self._judged(questions, sampled)
-        manifest, measured = measure_index(session, judged, self._exact(manifest, judged), manifest)
+        asked_in_all = np.concatenate([judged.vectors, judged.tuning])
+        exact = exact_neighbours(session, manifest, asked_in_all)
+        manifest, measured = measure_index(session, judged, exact, manifest)
         session.seconds["total"] = round(sum(session.seconds.values()), 3)
         return publish_index(
             session, manifest, self._summary(manifest, measured, ladder, encoded), before.alias, before.record
@@ -291,29 +294,6 @@ class _Upgrade:
         if questions is None:
             return Judged.of_documents(vectors, names, reported)
         return Judged.of_questions(questions, vectors)
-
-    def _exact(self, manifest: IndexManifest, judged: Judged) -> list[ExactNeighbours]:
-        """What an exact search of the vectors that the index holds finds, with scores as the index gives them."""
-        session = self._session
-        (side,) = IndexReader(session.store, manifest).sides()
-        asked = write_query_vectors(
-            session.store, side.queries(np.concatenate([judged.vectors, judged.tuning]))
-        )
-        shared = {"queries": asked, "depth": NEIGHBOURS + 1}
-        segments = [part for partition in manifest.partitions for part in partition.segments]
-        tasks = [
-            Task(
-                "exact",
-                {**shared, "segment": one.vectors},
-                partial(exact_segment, segment=one.vectors),
-                shared,
-            )
-            for one in segments
-        ]
-        files = [output.files["exact"] for output in session.outputs("judge", tasks)]
-        with session.timed("judge"):
-            found = merge_exact(session.store, files, asked.rows, depth=NEIGHBOURS + 1)
-        return [one.with_scores(side.scores(np.array(one.scores, np.float32)).tolist()) for one in found]
 
     def _summary(
         self, manifest: IndexManifest, measured: Mapping[str, Any], ladder: Mapping[str, Any], encoded: int

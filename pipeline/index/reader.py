@@ -20,7 +20,6 @@ from pipeline.artifacts import (
     AliasEntry,
     FileRef,
     IndexManifest,
-    Partition,
     ReleaseRecord,
     arrow_schema,
     parse_model,
@@ -267,7 +266,7 @@ class IndexReader:
         """Rising places by partition, as rows of it."""
         for number in np.unique(places >> 32).tolist():
             rows = places[places >> 32 == number] & ROW_MASK
-            yield self._reader(self.manifest.partitions[number]), rows
+            yield self._reader(number), rows
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -298,7 +297,7 @@ class IndexReader:
         return self._routes.of(where.text, where).reached
 
     def _opened_of(self, numbers: Sequence[int]) -> list[Numbered]:
-        return numbered((number, self._reader(self.manifest.partitions[number])) for number in numbers)
+        return numbered((number, self._reader(number)) for number in numbers)
 
     def _crossing(self, space: str) -> Crossing | None:
         if space not in self._crossings:
@@ -319,24 +318,27 @@ class IndexReader:
         return None if where is None or self._routes.of(where.text, where).all_pass else where
 
     def _route(self, where: Filter) -> "_Route":
-        regions = [self._regions.get(one.partition_id, ANYWHERE) for one in self.manifest.partitions]
+        regions = self._regions
         reached = tuple(no for no, region in enumerate(regions) if region.may_hold(where.predicate))
         rows = sum(self.manifest.partitions[no].rows for no in reached)
         all_pass = rows > FILTERED_ROWS and all(regions[no].must_hold(where.predicate) for no in reached)
         return _Route(reached, all_pass)
 
     @cached_property
-    def _regions(self) -> dict[int, Region]:
-        table = self.manifest.partition_table
-        return {} if table is None else read_regions(self._store, table, self.manifest.cuts, self.attributes)
+    def _regions(self) -> list[Region]:
+        manifest = self.manifest
+        if manifest.partition_table is None:
+            return [ANYWHERE] * len(manifest.partitions)
+        return read_regions(self._store, manifest.partition_table, manifest.cuts, self.attributes)
 
-    def _reader(self, partition: Partition) -> PartitionReader:
-        if partition.partition_id not in self._opened:
+    def _reader(self, number: int) -> PartitionReader:
+        if number not in self._opened:
+            partition = self.manifest.partitions[number]
             folder = partition.codes.binarizer
             opened = PartitionReader(self._store, partition, self._binarizers.get(folder))
             self._binarizers[folder] = opened.binarizer
-            self._opened[partition.partition_id] = opened
-        return self._opened[partition.partition_id]
+            self._opened[number] = opened
+        return self._opened[number]
 
 
 def _best_of_sides(found: Sequence[list[Hit]], k: int) -> list[Hit]:

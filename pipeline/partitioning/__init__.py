@@ -8,6 +8,7 @@ is known of a partition never loses a match.
 from pipeline.partitioning.drift import PAYS, Reach, reach_of, unseen_share
 from pipeline.partitioning.growing import SAMPLE_ROWS, TreeLimits, grow_tree, limits_for
 from pipeline.partitioning.stage import (
+    joined_partitions,
     read_fitted,
     read_partition_tree,
     read_regions,
@@ -32,6 +33,7 @@ __all__ = [
     "TreeLimits",
     "Workload",
     "grow_tree",
+    "joined_partitions",
     "limits_for",
     "merged",
     "reach_of",

@@ -17,6 +17,7 @@ from pipeline.storage import Store, open_store, split_uri
 from pipeline.tables import read_columns, write_table
 
 __all__ = [
+    "joined_partitions",
     "read_fitted",
     "read_partition_tree",
     "read_regions",
@@ -113,9 +114,10 @@ def read_fitted(store: Store, ref: FileRef) -> dict[str, float]:
 
 
 def write_partition_tree(store: Store, tree: PartitionTree) -> FileRef:
-    """Keep a tree for the tasks of a run."""
+    """Keep a tree."""
     rows = [dict(zip(TREE.names, node, strict=True)) for node in tree.nodes]
-    return write_table(store, "scratch/trees", TREE, [pa.Table.from_pylist(rows, schema=TREE)])
+    table = pa.Table.from_pylist(rows, schema=TREE)
+    return write_table(store, "partitions", TREE, [table], suffix=".tree.parquet")
 
 
 def read_partition_tree(store: Store, ref: FileRef, attributes: pa.Schema) -> PartitionTree:
@@ -126,6 +128,22 @@ def read_partition_tree(store: Store, ref: FileRef, attributes: pa.Schema) -> Pa
             for row in read_columns(store, ref.path).to_pylist()
         )
     )
+
+
+def joined_partitions(store: Store, tables: Sequence[FileRef], kept: Sequence[Sequence[int]]) -> FileRef:
+    """Descriptions of some partitions of several tables of `write_partitions`, one table after the other.
+
+    Args:
+        store: The root.
+        tables: With the same attributes.
+        kept: Of each, places of the partitions that are described.
+    """
+    parts = [
+        read_columns(store, ref.path).take(pa.array(rows, pa.int64()))
+        for ref, rows in zip(tables, kept, strict=True)
+    ]
+    table = pa.concat_tables(parts)
+    return write_table(store, "partitions", table.schema, [table], suffix=".partitions.parquet")
 
 
 def as_atom(text: str, attributes: pa.Schema) -> Atom:
@@ -151,8 +169,8 @@ def write_partitions(
     return write_table(store, "partitions", schema, [table], suffix=".partitions.parquet")
 
 
-def read_regions(store: Store, ref: FileRef, cuts: Sequence[str], attributes: pa.Schema) -> dict[int, Region]:
-    """What the rows of each partition can have, by its number.
+def read_regions(store: Store, ref: FileRef, cuts: Sequence[str], attributes: pa.Schema) -> list[Region]:
+    """What the rows of each partition can have, in the order of the partitions.
 
     Args:
         store: The root.
@@ -162,7 +180,7 @@ def read_regions(store: Store, ref: FileRef, cuts: Sequence[str], attributes: pa
     """
     atoms = [as_atom(text, attributes) for text in cuts]
     rows = read_columns(store, ref.path).to_pylist()
-    return {row["partition_id"]: narrowed(region_of(row, attributes), atoms, row["bits"]) for row in rows}
+    return [narrowed(region_of(row, attributes), atoms, row["bits"]) for row in rows]
 
 
 def regions_of_paths(bits: Sequence[str], cuts: Sequence[str], attributes: pa.Schema) -> list[Region]:

@@ -75,6 +75,6 @@ class HeadGraph:
         parameters = faiss.SearchParametersHNSW(efSearch=depth)  # type: ignore[attr-defined]  # not in the stub
         if among is not None:
             bits = np.packbits(among, bitorder="little")
-            parameters.sel = faiss.IDSelectorBitmap(bits)
+            parameters.sel = faiss.IDSelectorBitmap(bits)  # type: ignore[call-arg, arg-type]  # wrapped
         distances, numbers = self._index.search(queries, count, params=parameters)
         return numbers, np.where(numbers >= 0, distances, np.inf).astype(np.float32)

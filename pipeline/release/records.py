@@ -248,7 +248,11 @@ def named_files(manifest: IndexManifest) -> Iterator[FileRef]:
     """Every file that a manifest records."""
     yield from manifest.documents
     yield from manifest.condemned
-    yield from (ref for ref in (manifest.partition_table, manifest.workload) if ref is not None)
+    yield from (
+        ref
+        for ref in (manifest.partition_tree, manifest.partition_table, manifest.workload)
+        if ref is not None
+    )
     for bridge in manifest.bridges:
         yield from bridge.files
     for partition in manifest.partitions:

@@ -15,7 +15,7 @@ from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Pairs, Rung
 from pipeline.upgrade.heads import StoredCodes, train_head
 from pipeline.upgrade.ladder import FULL, NAIVE, ORACLE, STATUS_QUO, cascade, climb, half_migrated
-from pipeline.upgrade.ordering import bridge_losses, by_priority, hits_of
+from pipeline.upgrade.ordering import by_priority, hits_of, smoothed_losses
 from pipeline.upgrade.series import Compatibility, compatibility
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "Pairs",
     "Rung",
     "StoredCodes",
-    "bridge_losses",
     "by_priority",
     "cascade",
     "choose",
@@ -39,5 +38,6 @@ __all__ = [
     "half_migrated",
     "held_out_exam",
     "hits_of",
+    "smoothed_losses",
     "train_head",
 ]

@@ -3,11 +3,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.spaces.bridges import Bridge
-from pipeline.upgrade.exam import Pairs
 from pipeline.upgrade.ranking import ranked
 
-__all__ = ["bridge_losses", "by_priority", "hits_of"]
+__all__ = ["LOOKED_AT", "by_priority", "hits_of", "smoothed_losses"]
 
 LOOKED_AT = 50
 """Documents of each query across the bridge that count as hits: what the new model puts first is among them, not in front."""
@@ -33,36 +31,32 @@ def hits_of(
     return np.bincount(found.ravel(), looks, minlength=len(documents)).astype(np.float64)
 
 
-def bridge_losses(bridge: Bridge, pairs: Pairs, leaf: NDArray[np.int64], leaves: int) -> NDArray[np.float64]:
+def smoothed_losses(missed: NDArray[np.float64], judged: NDArray[np.int64]) -> NDArray[np.float64]:
     """(l,) mean distance between where the bridge takes new vectors of a leaf's texts and their old ones.
 
-    Sources: FastFill, arXiv 2303.04766 (backfill first where the map is least certain); here measured, on the sample.
+    Sources: FastFill, arXiv 2303.04766 (backfill first where the map is least certain); here measured, on texts that both
+    encoders have embedded.
 
     Args:
-        bridge: Between the spaces.
-        pairs: Texts in both.
-        leaf: (m,) leaf of each of them.
-        leaves: How many there are.
+        missed: (l,) sum of the distances of each leaf's texts.
+        judged: (l,) how many these are.
     """
-    missed = 1 - np.einsum("nd,nd->n", bridge.apply(pairs.new), pairs.old)
-    counts = np.bincount(leaf, minlength=leaves)
-    totals = np.bincount(leaf, missed, minlength=leaves)
-    losses: NDArray[np.float64] = (totals + PRIOR * missed.mean()) / (counts + PRIOR)
+    mean = missed.sum() / max(1, judged.sum())
+    losses: NDArray[np.float64] = (missed + PRIOR * mean) / (judged + PRIOR)
     return losses
 
 
 def by_priority(
-    hits: NDArray[np.float64], losses: NDArray[np.float64], leaf: NDArray[np.int64]
+    hits: NDArray[np.float64], losses: NDArray[np.float64], sizes: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """(l,) leaves, those first that gain most for each document embedded; of equal ones the first. Without any looks, by losses.
 
     Args:
-        hits: (n,) of each document, from `hits_of`.
-        losses: (l,) from `bridge_losses`.
-        leaf: (n,) leaf of each document; none is empty.
+        hits: (l,) weight of the queries that look into each leaf, once for each document that they look at.
+        losses: (l,) from `smoothed_losses`.
+        sizes: (l,) documents of each, at least one.
     """
-    sizes = np.bincount(leaf, minlength=len(losses))
-    evenly = SURPRISE * hits.mean() if hits.any() else 1.0
-    priority = (np.bincount(leaf, hits, minlength=len(losses)) / sizes + evenly) * losses
+    evenly = SURPRISE * hits.sum() / sizes.sum() if hits.any() else 1.0
+    priority = (hits / sizes + evenly) * losses
     order: NDArray[np.int64] = np.argsort(-priority, kind="stable")
     return order

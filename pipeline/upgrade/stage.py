@@ -1,4 +1,4 @@
-"""Stages of an upgrade: sample documents, then train, judge and write a bridge. The only module of the package that does I/O."""
+"""Stages of an upgrade: sample documents, then train, judge and write a bridge."""
 
 import hashlib
 import math
@@ -26,7 +26,16 @@ from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Pairs, Rung
 from pipeline.upgrade.ladder import FULL, STATUS_QUO, climb
 
-__all__ = ["AskedOfBoth", "SampledTexts", "cutoff_for", "judge_bridges", "read_stand_ins", "sample_texts"]
+__all__ = [
+    "SAMPLED",
+    "AskedOfBoth",
+    "SampledTexts",
+    "cached_vectors",
+    "cutoff_for",
+    "judge_bridges",
+    "read_stand_ins",
+    "sample_texts",
+]
 
 SAMPLED = pa.schema(
     [
@@ -36,7 +45,7 @@ SAMPLED = pa.schema(
     ]
 )
 FIT_TEXTS = 10_000
-"""Texts to train on, at most: further ones brought nothing that was measurable from MiniLM to mpnet."""
+"""Texts to train on, at most: what the benchmark of upgrades trains on."""
 FIT_SHARE = 0.8
 """Of the sample, where that is smaller."""
 REPORTED = 1000
@@ -170,7 +179,7 @@ def read_stand_ins(
     """
     table = _read_sampled(store, sampled, cache.buckets)
     hashes, first = np.unique(hash_keys(table["text_hash"]), return_index=True)
-    is_there, vectors = _cached(store, cache, hashes[-count:])
+    is_there, vectors = cached_vectors(store, cache, hashes[-count:])
     names = table["doc_id"].take(pa.array(first[-count:]))
     return vectors[is_there], names.filter(pa.array(is_there)).to_pylist()
 
@@ -185,8 +194,8 @@ def _read_sampled(store: Store, sampled: Sequence[FileRef], buckets: int) -> pa.
 def _read_sample(store: Store, sampled: Sequence[FileRef], new: Cache, old: Cache) -> _Sample:
     table = _read_sampled(store, sampled, new.buckets)
     hashes, row_of = np.unique(hash_keys(table["text_hash"]), return_inverse=True)
-    has_both, vectors_new = _cached(store, new, hashes)
-    has_old, vectors_old = _cached(store, old, hashes)
+    has_both, vectors_new = cached_vectors(store, new, hashes)
+    has_old, vectors_old = cached_vectors(store, old, hashes)
     has_both = has_both & has_old
     place = np.cumsum(has_both) - 1
     names = table["doc_id"].to_pylist()
@@ -196,10 +205,19 @@ def _read_sample(store: Store, sampled: Sequence[FileRef], new: Cache, old: Cach
     return _Sample(Pairs(vectors_new[has_both], vectors_old[has_both]), rows_of)
 
 
-def _cached(
+def cached_vectors(
     store: Store, cache: Cache, hashes: NDArray[np.bytes_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """(n,) whether a text has a vector, and (n, d) these; rows of those that have none are of zeros."""
+    """What a cache has of some texts.
+
+    Args:
+        store: The root.
+        cache: Of an encoder.
+        hashes: (n,) S16, sorted and distinct.
+
+    Returns:
+        (n,) whether each has a vector; (n, d) these, of zeros where there is none.
+    """
     is_there = np.zeros(len(hashes), np.bool_)
     vectors = np.zeros((len(hashes), cache.dims), np.float32)
     if not len(hashes):

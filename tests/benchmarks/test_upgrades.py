@@ -13,7 +13,7 @@ from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Rung
 from pipeline.upgrade.heads import StoredCodes, train_head
 from pipeline.upgrade.ladder import FULL, STATUS_QUO, climb, half_migrated
-from pipeline.upgrade.ordering import bridge_losses, by_priority, hits_of
+from pipeline.upgrade.ordering import by_priority, hits_of, smoothed_losses
 from pipeline.upgrade.ranking import best_of, ranked
 from pipeline.upgrade.series import compatibility
 from tests.benchmarks.upgrade_sets import Upgrade, has_glove, judged, packages
@@ -168,11 +168,15 @@ class Trial:
     def by_hits_and(self, losses):
         fit = self.workload.fit
         hits = hits_of(self.bridged[fit], self.workload.weights[fit], self.exam.old)
-        return by_priority(hits, losses, self.leaf)
+        return by_priority(np.bincount(self.leaf, hits), losses, np.bincount(self.leaf))
 
     def losses(self):
         leaf_of_pairs = self.leaf[ranked(self.pairs.old, self.exam.old, 1)[:, 0]]
-        return bridge_losses(self.choice.bridge, self.pairs, leaf_of_pairs, self.leaf.max() + 1)
+        crossed = self.choice.bridge.apply(self.pairs.new)
+        missed = 1 - np.einsum("nd,nd->n", crossed, self.pairs.old)
+        leaves = self.leaf.max() + 1
+        sums = np.bincount(leaf_of_pairs, missed, minlength=leaves)
+        return smoothed_losses(sums, np.bincount(leaf_of_pairs, minlength=leaves))
 
     def cascading(self, rows, depth, budget):
         """(s,) of each query of the stream as it finds the cache, after its own candidates; documents that were embedded."""

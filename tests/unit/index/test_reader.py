@@ -308,7 +308,7 @@ def _tuned(corpus, target, **settings):
     described = manifest.model_copy(update={"statistics": {"list_rows_mean": 60.0}})
     reader, queries = IndexReader(store, described), _queries(80, seed=4)
     wanted, _ = _true_ten(store, manifest, queries)
-    chosen, curve = tune(reader, queries, wanted, SearchConfig(**settings), target)
+    chosen, curve = tune(reader, reader.sides()[0], queries, wanted, SearchConfig(**settings), target)
     found = reader.search(queries, probing=chosen.probing, rerank=chosen.rerank)
     ids = [bytes(one) for one in table["vector_id"].to_pylist()]
     names = dict(zip(ids, table["doc_id"].to_pylist(), strict=True))

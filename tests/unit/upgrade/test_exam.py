@@ -7,9 +7,9 @@ from pipeline.spaces.calibration import Calibration
 from pipeline.upgrade.closed import fit_procrustes
 from pipeline.upgrade.exam import DEPTH, Exam, Rung
 from pipeline.upgrade.ladder import cascade, half_migrated
-from pipeline.upgrade.ordering import bridge_losses, by_priority, hits_of
+from pipeline.upgrade.ordering import by_priority, hits_of, smoothed_losses
 from pipeline.upgrade.ranking import best_of, ranked
-from tests.unit.upgrade.cases import pairs_of, two_encoders
+from tests.unit.upgrade.cases import two_encoders
 
 NOBODY = np.full(40, -1)
 SAME = Calibration(np.array([0, 1], np.float32), np.array([0, 1], np.float32))
@@ -94,11 +94,10 @@ def test_nothing_migrated_is_the_bridge_and_all_migrated_is_the_new_model(exam):
 
 
 def test_leaves_come_in_the_order_of_hits_and_losses_for_each_document():
-    leaf = np.array([0, 0, 1, 1, 1, 1, 2, 2])
-    hits = np.array([1, 1, 1, 1, 1, 1, 3, 3.0])
+    hits, sizes = np.array([2.0, 4.0, 6.0]), np.array([2, 4, 2])
     even, one_is_worse = np.ones(3), np.array([1.0, 5.0, 1.0])
-    assert by_priority(hits, even, leaf).tolist() == [2, 0, 1]
-    assert by_priority(hits, one_is_worse, leaf).tolist() == [1, 2, 0]
+    assert by_priority(hits, even, sizes).tolist() == [2, 0, 1]
+    assert by_priority(hits, one_is_worse, sizes).tolist() == [1, 2, 0]
 
 
 def test_the_weight_of_a_query_falls_on_the_documents_that_it_looks_at(exam):
@@ -109,16 +108,12 @@ def test_the_weight_of_a_query_falls_on_the_documents_that_it_looks_at(exam):
 
 
 def test_where_nobody_looked_losses_decide():
-    leaf, losses = np.array([0, 1, 1, 2, 2, 2]), np.array([0.1, 0.3, 0.2])
-    assert by_priority(np.zeros(6), losses, leaf).tolist() == [1, 2, 0]
-    assert by_priority(np.array([1.0, 0, 0, 0, 0, 0]), losses, leaf).tolist() == [0, 1, 2]
+    sizes, losses = np.array([1, 2, 3]), np.array([0.1, 0.3, 0.2])
+    assert by_priority(np.zeros(3), losses, sizes).tolist() == [1, 2, 0]
+    assert by_priority(np.array([1.0, 0, 0]), losses, sizes).tolist() == [0, 1, 2]
 
 
-def test_a_leaf_loses_what_the_bridge_misses_of_its_texts(exam):
-    leaf = np.arange(len(exam.old)) % 2
-    noisy = exam.old.copy()
-    noisy[leaf == 1] = exam.old[np.random.default_rng(0).permutation(len(exam.old))][leaf == 1]
-    bridge = fit_procrustes(exam.new, exam.old)
-    pairs = pairs_of(noisy, exam.new, slice(None))
-    losses = bridge_losses(bridge, pairs, leaf, 3)
-    assert losses[1] > losses[2] > losses[0]
+def test_a_leaf_of_few_judged_texts_is_reckoned_to_lose_about_the_mean():
+    losses = smoothed_losses(np.array([10.0, 90.0, 0.0, 0.9]), np.array([100, 100, 0, 1]))
+    assert losses[1] > losses[3] > losses[2] > losses[0]
+    assert losses[2] == pytest.approx(100.9 / 201)

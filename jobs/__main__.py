@@ -2,13 +2,13 @@
 
 import typer
 
-from jobs import gc, plan, redrive, report, rollback, run, search, status, upgrade, verify
+from jobs import backfill, gc, plan, redrive, report, rollback, run, search, status, upgrade, verify
 
 __all__ = ["COMMANDS", "main"]
 
 COMMANDS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (run, redrive, upgrade, plan, status, report, search, verify, rollback, gc)
+    for module in (run, redrive, upgrade, backfill, plan, status, report, search, verify, rollback, gc)
 }
 """Modules of the subcommands by name, in the order of the help."""
 

@@ -13,6 +13,7 @@ from pipeline.reporting.wording import refresh_text
 
 __all__ = [
     "run_line",
+    "show_backfill",
     "show_drift",
     "show_pairs",
     "show_redrive",
@@ -42,6 +43,21 @@ def show_upgrade(config: Config, summary: Mapping[str, Any]) -> None:
     ladder = summary.get("upgrade")
     if ladder is not None:
         console.print(_ladder(ladder, config.report.currency))
+        console.print(_figures(summary))
+
+
+def show_backfill(config: Config, summary: Mapping[str, Any]) -> None:
+    """Print what moved into the new space, or what would."""
+    if summary.get("watched"):
+        show_pairs({name: value for name, value in summary.items() if name not in ("watched", "currency")})
+        return
+    console = Console(stderr=True, highlight=False)
+    console.print(_heading(config, summary))
+    if not summary.get("skipped"):
+        console.print(
+            f"{summary['documents_moved']:,} documents moved, {summary['documents_embedded']:,} embedded; "
+            f"{summary['fraction_new']:.1%} are in the space of {summary['encoder']}"
+        )
         console.print(_figures(summary))
 
 

@@ -348,6 +348,9 @@ class UpgradeConfig(_Strict):
     vectors stay in its cache."""
     tolerance: float = Field(0.01, ge=0, le=1)
     """By how much nDCG@10, or overlap@10 with the new model where nobody judged, may be below the status quo over a bridge."""
+    workload: str | None = None
+    """Past queries as Parquet or JSONL (query_id, text or embedding, optional weight): a backfill embeds first what they look at.
+    Other ones than `evaluation.queries`. Absent: what the bridge misses most comes first."""
     cascade_depths: tuple[int, ...] = (50, 100, 200)
     """Candidates of a query that the cascades of the ladder embed."""
 

@@ -33,6 +33,8 @@ class Queries:
     vectors: NDArray[np.float32] | None
     """(q, d); None where the file has texts."""
     filters: tuple[str | None, ...]
+    weights: tuple[float, ...] = ()
+    """Of each; none: all count the same."""
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -44,6 +46,7 @@ class Queries:
             tuple(self.texts[i] for i in rows) if self.texts is not None else None,
             self.vectors[rows] if self.vectors is not None else None,
             tuple(self.filters[i] for i in rows),
+            tuple(self.weights[i] for i in rows) if self.weights else (),
         )
 
 
@@ -86,7 +89,7 @@ def _object(place: str, line: str) -> dict[str, Any]:
 
 
 def read_queries(uri: str, storage: StorageConfig, *, dims: int | None = None) -> Queries:
-    """Read queries: query_id (or _id), text or embedding, optional filter, in which `{q.NAME}` is the row's value in a column.
+    """Read queries: query_id (or _id), text or embedding, optional weight and filter, with `{q.NAME}` a value of the row.
 
     Args:
         uri: Parquet, or JSONL with one object per line.
@@ -115,7 +118,17 @@ def read_queries(uri: str, storage: StorageConfig, *, dims: int | None = None) -
     filters = table["filter"].to_pylist() if "filter" in names else [None] * table.num_rows
     texts = tuple(_strings(uri, table["text"])) if content == "text" else None
     vectors = _vectors(uri, table["embedding"], dims) if content == "embedding" else None
-    return Queries(query_ids, texts, vectors, tuple(with_constants(filters, table, place=uri)))
+    weights = tuple(_weights(uri, table["weight"])) if "weight" in names else ()
+    return Queries(query_ids, texts, vectors, tuple(with_constants(filters, table, place=uri)), weights)
+
+
+def _weights(uri: str, column: pa.ChunkedArray) -> list[float]:
+    values = column.to_pylist()
+    for row, value in enumerate(values):
+        if not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            problem = f"expected a number from 0 in `weight`, found {value!r}"
+            raise SchemaMismatchError(f"{uri} row {row}", problem, MEND)
+    return [float(value) for value in values]
 
 
 def _strings(uri: str, column: pa.ChunkedArray) -> list[str]:

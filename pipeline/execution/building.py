@@ -58,7 +58,7 @@ from pipeline.postings import EXACT_HEADS, MOST_MARGIN
 from pipeline.storage import Store
 from pipeline.tables import read_columns
 
-__all__ = ["build_index", "cut_rows", "index_sizes"]
+__all__ = ["FittedTree", "build_index", "cut_rows", "index_sizes"]
 
 
 class FittedTree(NamedTuple):

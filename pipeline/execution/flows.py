@@ -19,6 +19,7 @@ import structlog
 from pipeline.artifacts import (
     AliasEntry,
     IndexManifest,
+    Partition,
     Plan,
     ReleaseRecord,
     arrow_schema,
@@ -36,7 +37,7 @@ from pipeline.embedding.cache import (
     read_redrives,
 )
 from pipeline.errors import ConfigError
-from pipeline.execution.building import build_index, cut_rows, index_sizes
+from pipeline.execution.building import FittedTree, build_index, cut_rows, index_sizes
 from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
@@ -44,6 +45,7 @@ from pipeline.execution.estimates import Estimate, Serving, check_fits, estimate
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
+from pipeline.execution.migrating import OldSide
 from pipeline.execution.publishing import publish_index
 from pipeline.execution.session import BuildSession, working
 from pipeline.execution.work import StoreSpec, versions
@@ -67,7 +69,7 @@ from pipeline.schemas import condemned_schema
 from pipeline.storage import Store, canonical_json, open_store, split_uri
 from pipeline.tables import read_columns
 
-__all__ = ["run"]
+__all__ = ["count_changes_since", "inputs_key", "provenance", "run", "workload_of"]
 
 
 def run(
@@ -117,12 +119,27 @@ def run(
             # A run that died between its alias entry and this line left its plan open.
             mark_plan_done(store, prepared.plan)
             return _unchanged(same, time.perf_counter() - start)
+        _check_encoder(store, started_at, prepared.encoder)
         write_plan(store, prepared.plan)
         ledger.seconds["plan"] = round(time.perf_counter() - start, 3)
         with _session(spec, runner_of, lease, prepared, ledger) as session:
             summary = _build_and_publish(session, prepared, started_at)
         mark_plan_done(store, prepared.plan)
     return summary
+
+
+def _check_encoder(store: Store, alias: AliasEntry | None, encoder: EncoderInForce) -> None:
+    """Refuse another encoder than that of a release that migrates: what is in its space already would be lost."""
+    if alias is None:
+        return
+    manifest = read_manifest(store, read_release(store, alias.release))
+    if manifest.bridges and manifest.encoder["fingerprint"] != encoder.fingerprint:
+        name = manifest.encoder["name"]
+        problem = (
+            f"release {alias.release} answers queries of {name}, the configuration names {encoder.space}"
+        )
+        remedy = f"set `encoder: {name}`, or go back first: `strata rollback`"
+        raise ConfigError("encoder", problem, remedy)
 
 
 @contextmanager
@@ -168,12 +185,12 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     )
     check_fits(cost, settled)
     redrives = read_redrives(store, encoder.fingerprint)
-    workload = _workload(settled, plan)
-    inputs = _inputs_key(settled, plan, encoder, workload, redrives=len(redrives))
+    workload = workload_of(settled, plan)
+    inputs = inputs_key(settled, plan, encoder, workload, redrives=len(redrives))
     return _Prepared(plan, encoder, settled, serving, cost, redrives, workload, inputs)
 
 
-def _workload(config: SizedConfig, plan: Plan) -> Workload | None:
+def workload_of(config: SizedConfig, plan: Plan) -> Workload | None:
     """Past queries that the layout is learned from; what of them does not fit the attributes is told."""
     if config.layout.workload is None:
         return None
@@ -225,7 +242,7 @@ def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
     }
 
 
-def _inputs_key(
+def inputs_key(
     config: SizedConfig, plan: Plan, encoder: EncoderInForce, workload: Workload | None, *, redrives: int
 ) -> str:
     """Fingerprint of everything that determines the release.
@@ -256,7 +273,7 @@ def _inputs_key(
     return hashlib.sha256(canonical_json(value)).hexdigest()[:40]
 
 
-def _provenance(config: Config) -> dict[str, Any]:
+def provenance(config: Config) -> dict[str, Any]:
     """What a release says of how it was made."""
     return {"configuration": config.model_dump(mode="json"), "versions": versions()}
 
@@ -286,18 +303,30 @@ def _build_and_publish(
     questions = read_questions(session, encoder)
     asked = read_pairs(session, encoder, questions)
     documents = read_documents(session, plan, encoder, cache)
+    old = OldSide.of(parent)
+    left: tuple[Partition, ...] = ()
+    if old is not None:
+        old.check_attributes(plan.attributes)
+        settled = old.settled(session, documents.files, cache, chosen={})
+        documents, left = replace(documents, texts=settled.texts, vectors=settled.vectors), settled.partitions
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-    cut = cut_rows(session, plan, documents, source, prepared.workload)
-    binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
-    manifest = build_index(session, plan, encoder, documents, source, binarizer, cut)
+
+    def build(cut: FittedTree) -> IndexManifest:
+        binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
+        return build_index(session, plan, encoder, documents, source, binarizer, cut)
+
+    if old is None:
+        manifest = build(cut_rows(session, plan, documents, source, prepared.workload))
+    else:
+        manifest = old.beside(session, plan, documents, source, left, build)
     manifest, measured = judge(session, questions, manifest, source)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,
-        "vectors": documents.vectors,
-        **_changes(session, manifest, parent),
+        "vectors": documents.vectors + sum(one.rows for one in left),
+        **count_changes_since(session, manifest, parent),
         "encoded": embedded.encoded,
         "dead_letters": documents.num_dead_letters,
         "dead_letters_by_reason": count_reasons(session.store, documents.dead_letters),
@@ -310,7 +339,7 @@ def _build_and_publish(
         "inputs": prepared.inputs,
         "estimate": prepared.cost.as_dict(),
         "serving": asdict(prepared.serving),
-        **_provenance(session.config),
+        **provenance(session.config),
         "skipped": False,
     }
     return publish_index(session, manifest, summary, started_at, current)
@@ -333,7 +362,9 @@ def _without_condemned(
 # ------------------------------------------------------------------------------------------------ publishing
 
 
-def _changes(session: BuildSession, manifest: IndexManifest, parent: Parent | None) -> dict[str, int]:
+def count_changes_since(
+    session: BuildSession, manifest: IndexManifest, parent: Parent | None
+) -> dict[str, int]:
     """Documents added, changed and removed since the current release."""
     if parent is None:
         return {"added": manifest.num_documents, "changed": 0, "removed": 0}

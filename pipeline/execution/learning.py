@@ -65,7 +65,10 @@ class _Stored:
 
     @classmethod
     def of(cls, parent: Parent) -> "_Stored":
-        partition = parent.manifest.partitions[0]
+        # Of a release between two encoders, that of the newer one, if there is one yet.
+        own = str(parent.manifest.encoder["fingerprint"])
+        partitions = parent.manifest.partitions
+        partition = next((one for one in partitions if one.space == own), partitions[0])
         codes = partition.codes
         files = {_role(ref): ref for ref in codes.files}
         return cls(codes, files, partition.space, parent.release)

@@ -23,7 +23,7 @@ from pipeline.index.reader import IndexReader, SearchStats, Side, checked_querie
 from pipeline.index.scoring import best_documents
 from pipeline.postings import Probing, nearest_heads
 
-__all__ = ["Batch", "Found", "ManyHits", "Route", "Work", "answer", "search_many"]
+__all__ = ["Batch", "Found", "ManyHits", "Route", "Work", "answer", "routes_of", "search_many"]
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -639,7 +639,8 @@ def search_many(
     return ManyHits(hits.query, hits.rank, names, hits.score, stats)
 
 
-def _routes(reader: IndexReader, side: Side, filters: set[Filter | None]) -> Routes:
+def routes_of(reader: IndexReader, side: Side, filters: set[Filter | None]) -> Routes:
+    """Where each filter leads among the partitions of one space."""
     of_side = {one.number: one for one in side.partitions}
     return {
         where: Route(
@@ -655,7 +656,7 @@ def _searched_side(
     reader: IndexReader, side: Side, asked: Batch, k: int, threads: int
 ) -> tuple["_Hits", Work]:
     """Hits of all queries in the partitions of one space, and what they cost."""
-    queries, routes = side.queries(asked.queries), _routes(reader, side, set(asked.filters))
+    queries, routes = side.queries(asked.queries), routes_of(reader, side, set(asked.filters))
     parts, work = list[_Hits](), Work()
     for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // (asked.k * threads))):
         some = slice(start, start + size)

@@ -392,6 +392,14 @@ class PartitionReader:
         """Rows [first, stop) of each segment."""
         return list(pairwise(self._first.tolist()))
 
+    def leaves_of(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(n,) segment and (n,) list whose own vector each row is."""
+        directory = self.directory
+        here = np.flatnonzero(directory["num_primaries"] > 0)
+        here = here[np.argsort(directory["first_row"][here])]
+        at = here[np.searchsorted(directory["first_row"][here], rows, side="right") - 1]
+        return directory["segment"][at], directory["list_no"][at]
+
     def primaries_at(
         self, lists: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

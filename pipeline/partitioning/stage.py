@@ -130,18 +130,14 @@ def read_partition_tree(store: Store, ref: FileRef, attributes: pa.Schema) -> Pa
     )
 
 
-def joined_partitions(store: Store, tables: Sequence[FileRef], kept: Sequence[Sequence[int]]) -> FileRef:
+def joined_partitions(store: Store, tables: Sequence[tuple[FileRef, Sequence[int]]]) -> FileRef:
     """Descriptions of some partitions of several tables of `write_partitions`, one table after the other.
 
     Args:
         store: The root.
-        tables: With the same attributes.
-        kept: Of each, places of the partitions that are described.
+        tables: With the same attributes; of each, places of the partitions that are wanted.
     """
-    parts = [
-        read_columns(store, ref.path).take(pa.array(rows, pa.int64()))
-        for ref, rows in zip(tables, kept, strict=True)
-    ]
+    parts = [read_columns(store, ref.path).take(pa.array(rows, pa.int64())) for ref, rows in tables]
     table = pa.concat_tables(parts)
     return write_table(store, "partitions", table.schema, [table], suffix=".partitions.parquet")
 

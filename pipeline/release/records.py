@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.artifacts import (
     FORMAT_VERSION,
@@ -25,7 +25,7 @@ from pipeline.artifacts import (
     parse_model,
 )
 from pipeline.config import CorpusConfig
-from pipeline.errors import ConfigError, DataError, MissingFileError
+from pipeline.errors import ConfigError, CorruptArtifactError, DataError, MissingFileError
 from pipeline.index.reader import load_manifest
 from pipeline.release.history import History
 from pipeline.release.leases import describe_lease
@@ -49,6 +49,7 @@ __all__ = [
     "read_alias",
     "read_history",
     "read_manifest",
+    "read_plan",
     "read_rejection",
     "read_release",
     "record_plan",
@@ -292,6 +293,21 @@ def plan_path(fingerprint: str) -> str:
 def record_plan(store: Store, plan: Plan) -> None:
     """Store a plan without opening work on it."""
     store.write(plan_path(plan.fingerprint), canonical_json(plan.model_dump(mode="json")))
+
+
+def read_plan(store: Store, fingerprint: str) -> Plan:
+    """A plan that was recorded.
+
+    Raises:
+        MissingFileError: There is none of that fingerprint.
+        CorruptArtifactError: It is damaged.
+    """
+    path = plan_path(fingerprint)
+    try:
+        return Plan.model_validate_json(store.read(path))
+    except ValidationError as error:
+        problem = f"is not a readable Plan ({' '.join(str(error).split())})"
+        raise CorruptArtifactError(f"{store.uri}/{path}", problem, "run `strata run`") from error
 
 
 def write_plan(store: Store, plan: Plan) -> None:

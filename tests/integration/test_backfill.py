@@ -1,0 +1,204 @@
+"""Documents move into the space of a new encoder, step by step: each is found in every release, under one encoder exactly."""
+
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import open_release
+from pipeline.errors import ConfigError
+from pipeline.execution.backfilling import Budget, backfill
+from pipeline.execution.work import StoreSpec
+from pipeline.index.tombstones import read_tombstones
+from pipeline.release import rollback, verify
+from pipeline.storage import open_store
+from pipeline.tables import read_columns
+from tests.integration.roads import Inline, configured, rows_of, run_inline, settings, write_parquet
+from tests.integration.test_upgrade import ENCODERS, UPGRADE, _upgrade
+
+ROWS = 900
+
+
+def _configured(folder, rows, **more):
+    write_parquet(folder / "corpus.parquet", rows)
+    content = settings(
+        folder / "root",
+        folder / "corpus.parquet",
+        **({"encoders": ENCODERS, "upgrade": UPGRADE | {"sample_documents": 200}} | more),
+    )
+    return configured(folder, content)
+
+
+def _backfill(config, budget="25%", **more):
+    spec = StoreSpec(config.root, config.storage)
+    return backfill(config, spec, lambda: Inline(spec), budget=Budget.parse(budget), **more)
+
+
+@pytest.fixture
+def upgraded(tmp_path):
+    config = _configured(tmp_path, rows_of(ROWS))
+    run_inline(config)
+    _upgrade(config)
+    return config.model_copy(update={"encoder": "wide"})
+
+
+def _places(config):
+    """By document, the encoders under which it is found: of every row without a tombstone."""
+    store = open_store(config.root, config.storage)
+    manifest = open_release(config.root).reader.manifest
+    names = {bridge.space: bridge.encoder["name"] for bridge in manifest.bridges}
+    found = {}
+    for partition in manifest.partitions:
+        for segment in partition.segments:
+            ids = read_columns(store, segment.vectors.path, ["doc_id"])["doc_id"].to_pylist()
+            gone = set(read_tombstones(store, segment.tombstones)) if segment.tombstones else set()
+            for row, doc in enumerate(ids):
+                if row not in gone:
+                    found.setdefault(doc, []).append(names.get(partition.space, "wide"))
+    return found
+
+
+def _hits(config, k=10):
+    texts = [row["title"] for row in rows_of(40, seed=5)]
+    return [[hit.doc_id for hit in hits] for hits in open_release(config.root).search(texts, k=k)]
+
+
+def test_every_document_is_under_one_encoder_at_every_step_until_all_are_under_the_new_one(upgraded):
+    every = {row["_id"] for row in rows_of(ROWS)}
+    before = 0.0
+    for _ in range(20):
+        summary = _backfill(upgraded, "20%")
+        if summary["skipped"]:
+            break
+        places = _places(upgraded)
+        assert set(places) == every
+        assert all(len(own) == 1 for own in places.values())
+        share = sum(own == ["wide"] for own in places.values()) / ROWS
+        assert summary["fraction_new"] == pytest.approx(share, abs=1e-5)
+        assert share > before
+        assert summary["documents_embedded"] <= ROWS * 0.2
+        assert verify(open_store(upgraded.root, upgraded.storage)).problems == ()
+        before = share
+    assert before == 1
+    manifest = open_release(upgraded.root).reader.manifest
+    assert (manifest.bridges, len({one.space for one in manifest.partitions})) == ((), 1)
+
+
+def test_after_the_last_step_search_finds_what_a_full_backfill_finds(upgraded, tmp_path):
+    _backfill(upgraded, "100%")
+    whole = upgraded.model_copy(update={"root": str(tmp_path / "whole")})
+    run_inline(whole)
+    agreed = [len({*a} & {*b}) for a, b in zip(_hits(upgraded), _hits(whole), strict=True)]
+    assert np.mean(agreed) >= 9.5
+
+
+def test_a_budget_bounds_what_is_embedded(upgraded):
+    summary = _backfill(upgraded, "150")
+    assert 0 < summary["documents_embedded"] <= 150
+    assert summary["documents_moved"] >= summary["documents_embedded"]
+
+
+def test_a_budget_below_the_next_leaf_is_refused(upgraded):
+    with pytest.raises(ConfigError, match=r"allows 1 documents, and the next leaf has \d+ to embed"):
+        _backfill(upgraded, "1")
+
+
+@pytest.mark.parametrize("text", ["none", "-1", "0", "1.5", "200%"])
+def test_a_budget_is_a_number_or_a_fraction(text):
+    with pytest.raises(ConfigError, match="expected a number of documents or a fraction"):
+        Budget.parse(text)
+
+
+def test_watching_embeds_and_publishes_nothing(upgraded):
+    summary = _backfill(upgraded, "20%", watch=True)
+    assert summary["watched"]
+    assert 0 < summary["documents_to_embed"] <= ROWS * 0.2
+    assert open_release(upgraded.root).number == 2
+    done = _backfill(upgraded, "20%")
+    assert done["documents_embedded"] == summary["documents_to_embed"]
+    assert done["fraction_new"] == summary["fraction_after"]
+
+
+def test_what_past_queries_look_at_moves_first(upgraded, tmp_path):
+    # Everyone asks for one word, whose documents lie together.
+    rows = [row for row in rows_of(ROWS) if "river3" in f"{row['title']} {row['text']}"]
+    queries = [{"query_id": f"w{i}", "text": f"river3 {i}"} for i in range(20)]
+    pq.write_table(pa.Table.from_pylist(queries), tmp_path / "workload.parquet")
+    update = upgraded.upgrade.model_copy(update={"workload": str(tmp_path / "workload.parquet")})
+    _backfill(upgraded.model_copy(update={"upgrade": update}), "30%")
+    places = _places(upgraded)
+    asked = np.mean([places[row["_id"]] == ["wide"] for row in rows])
+    share = np.mean([own == ["wide"] for own in places.values()])
+    assert asked > share + 0.1
+
+
+def test_a_rollback_from_any_step_answers_as_before(upgraded):
+    before = open_release(upgraded.root).search(["river3 stone1"] * 2).hits
+    _backfill(upgraded)
+    store = open_store(upgraded.root, upgraded.storage)
+    rollback(store)
+    assert open_release(upgraded.root).search(["river3 stone1"] * 2).hits == before
+    assert verify(store).problems == ()
+
+
+def test_new_changed_and_removed_documents_of_a_run_between_two_encoders(upgraded, tmp_path):
+    _backfill(upgraded, "30%")
+    before = _places(upgraded)
+    old = [doc for doc, own in before.items() if own == ["words"]]
+    rows = {row["_id"]: row for row in rows_of(ROWS + 20)}
+    removed, changed = old[0], old[1]
+    del rows[removed]
+    rows[changed] = rows[changed] | {"text": "harbor7 letter9 winter1"}
+    write_parquet(tmp_path / "corpus.parquet", list(rows.values()))
+    summary = run_inline(upgraded)
+    after = _places(upgraded)
+    assert (summary["added"], summary["changed"], summary["removed"]) == (20, 1, 1)
+    assert set(after) == set(rows)
+    assert all(len(own) == 1 for own in after.values())
+    assert after[changed] == ["wide"]
+    assert all(after[f"doc-{i:05d}"] == ["wide"] for i in range(ROWS, ROWS + 20))
+    assert all(after[doc] == ["words"] for doc in old[2:])
+    assert summary["encoded"] <= 21
+    found = open_release(upgraded.root).search(["harbor7 letter9 winter1"], k=5)[0]
+    assert found[0].doc_id == changed
+    assert verify(open_store(upgraded.root, upgraded.storage)).problems == ()
+
+
+def test_a_run_that_changes_nothing_is_skipped_after_a_backfill(upgraded):
+    _backfill(upgraded)
+    assert run_inline(upgraded)["skipped"]
+
+
+def test_a_run_with_the_old_encoder_is_refused_while_the_release_migrates(upgraded):
+    with pytest.raises(ConfigError, match="answers queries of wide, the configuration names words"):
+        run_inline(upgraded.model_copy(update={"encoder": "words"}))
+
+
+def test_the_same_backfill_of_the_same_release_has_the_same_bytes(upgraded, tmp_path):
+    shutil.copytree(upgraded.root, tmp_path / "copy")
+    first = _backfill(upgraded)
+    other = _backfill(upgraded.model_copy(update={"root": str(tmp_path / "copy")}))
+    assert first["index"] == other["index"]
+
+
+def test_partitions_of_a_workload_keep_their_filters_while_they_migrate(tmp_path):
+    filters = ["section = 'a'"] * 30 + ["year < 2000"] * 30 + ["section = 'b' AND year >= 2010"] * 30
+    pq.write_table(pa.table({"filter": filters}), tmp_path / "filters.parquet")
+    layout = {
+        "rows_per_list": 10,
+        "segment_rows": 200,
+        "workload": str(tmp_path / "filters.parquet"),
+        "min_partition_rows": 50,
+    }
+    config = _configured(tmp_path, rows_of(ROWS), layout=layout)
+    run_inline(config)
+    _upgrade(config)
+    config = config.model_copy(update={"encoder": "wide"})
+    _backfill(config, "40%")
+    release = open_release(config.root)
+    assert len(release.reader.manifest.partitions) > 2
+    wanted = {row["_id"] for row in rows_of(ROWS) if row["section"] == "a"}
+    found = release.search(["river3"], k=ROWS, filter="section = 'a'", exact=True)[0]
+    assert {hit.doc_id for hit in found} == wanted

@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import open_release
 from pipeline.config import Config
 from pipeline.errors import PublishConflictError, TransientError
+from pipeline.execution.backfilling import Budget, backfill
 from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.upgrading import upgrade
@@ -84,6 +86,15 @@ def _upgrade(config: Config, faults: Faults, kind=InlineRunner) -> dict[str, Any
     return upgrade(config, spec, lambda: nullcontext(kind(spec)), encoder="wide")
 
 
+def _backfill(config: Config, faults: Faults, kind=InlineRunner) -> dict[str, Any]:
+    """To half of the documents and no further, however often it is run."""
+    spec = FaultySpec(config.root, config.storage, faults)
+    manifest = open_release(config.root).reader.manifest
+    if len({one.space for one in manifest.partitions}) > 1:
+        return open_release(config.root).record.summary
+    return backfill(config, spec, lambda: nullcontext(kind(spec)), budget=Budget(ROWS // 2))
+
+
 def _log_names(store):
     """Names of the logs that must have the same length whatever happened: one release, one move, one claim."""
     return sorted(info.path for folder in ("releases", "aliases", "root.json") for info in store.list(folder))
@@ -131,6 +142,14 @@ def upgraded(tmp_path_factory, first):
     folder = tmp_path_factory.mktemp("upgraded")
     shutil.copy(first.folder / "corpus.parquet", folder)
     return _calm(folder, first.folder / "root", _upgrade)
+
+
+@pytest.fixture(scope="module")
+def backfilled(tmp_path_factory, upgraded):
+    """A backfill of a part of it."""
+    folder = tmp_path_factory.mktemp("backfilled")
+    shutil.copy(upgraded.folder / "corpus.parquet", folder)
+    return _calm(folder, upgraded.folder / "root", _backfill)
 
 
 @pytest.fixture
@@ -219,6 +238,14 @@ def test_a_fault_at_any_write_of_the_next_run_ends_in_the_same_bytes(next_run, t
 def test_a_fault_at_any_write_of_an_upgrade_ends_in_the_same_bytes(upgraded, trial, fault):
     fired, _ = _sweep(upgraded, trial, fault, InlineRunner)
     assert fired == upgraded.writes
+
+
+@pytest.mark.parametrize(
+    "fault", _slow_but([Fault.DIES_AFTER, Fault.FAILS_AFTER, Fault.LANDS_LATE], {Fault.DIES_AFTER})
+)
+def test_a_fault_at_any_write_of_a_backfill_ends_in_the_same_bytes(backfilled, trial, fault):
+    fired, _ = _sweep(backfilled, trial, fault, InlineRunner)
+    assert fired >= backfilled.writes - 2
 
 
 @pytest.mark.parametrize("seed", _slow_but(range(16), range(3)))

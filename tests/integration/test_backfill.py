@@ -183,7 +183,8 @@ def test_the_same_backfill_of_the_same_release_has_the_same_bytes(upgraded, tmp_
     assert first["index"] == other["index"]
 
 
-def test_partitions_of_a_workload_keep_their_filters_while_they_migrate(tmp_path):
+def test_partitions_of_a_workload_keep_their_filters_while_they_migrate(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.partitioning.growing.OPEN_ROWS", {"ssd": 1, "object_store": 1})
     filters = ["section = 'a'"] * 30 + ["year < 2000"] * 30 + ["section = 'b' AND year >= 2010"] * 30
     pq.write_table(pa.table({"filter": filters}), tmp_path / "filters.parquet")
     layout = {
@@ -191,6 +192,7 @@ def test_partitions_of_a_workload_keep_their_filters_while_they_migrate(tmp_path
         "segment_rows": 200,
         "workload": str(tmp_path / "filters.parquet"),
         "min_partition_rows": 50,
+        "unfiltered_slowdown": 10,
     }
     config = _configured(tmp_path, rows_of(ROWS), layout=layout)
     run_inline(config)

@@ -47,6 +47,13 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
             help="Candidates re-ranked; 0: codes only. Absent: the release's default, in proportion for k above ten.",
         ),
     ] = None,
+    cascade: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="While the release migrates: documents of a query that its encoder embeds, into its cache, and ranks.",
+        ),
+    ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="Encoder of the queries; default: the one in force.")
     ] = None,
@@ -62,7 +69,7 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
         config = load_config(conf, tuple(overrides))
         to: dict[str, Any] = {
             "out": out,
-            "how": How(k, exact, rerank),
+            "how": How(k, exact, rerank, cascade),
             "runner_of": lambda store: RayRunner(store, config.ray),
         }
         if queries is None:
@@ -70,6 +77,8 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
         return search_file(config, queries=queries, encoder=encoder, **to)
 
     _check_options(queries, out, where, rerank, encoder, items=items)
+    if cascade is not None and (items or out.endswith("/")):
+        raise typer.BadParameter("--cascade is of --queries into a file")
 
     finish(work)
 

@@ -66,6 +66,9 @@ class ChunkConfig(_Strict):
     """Most tokens of one chunk, in the encoder's own tokens."""
     overlap_tokens: int = Field(0, ge=0)
     """Tokens that a chunk repeats from the one before."""
+    tokenizer: str | None = None
+    """Name of the encoder whose tokenizer cuts; absent: the one in force. Named, it stays the same through `strata upgrade`, and
+    with it the chunks."""
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> Self:
@@ -460,6 +463,16 @@ class Config(_Strict):
             raise ValueError(f"encoder: {self.encoder!r} is not among `encoders` (known: {known})")
         if self.encoder is None and self.corpus.embedding is None and len(self.encoders) != 1:
             raise ValueError("encoder: name the one of `encoders` that is in force")
+        return self
+
+    @model_validator(mode="after")
+    def _tokenizer_is_known(self) -> Self:
+        chunk = self.corpus.chunk
+        if chunk is not None and chunk.tokenizer is not None and chunk.tokenizer not in self.encoders:
+            known = ", ".join(sorted(self.encoders)) or "none"
+            raise ValueError(
+                f"corpus.chunk.tokenizer: {chunk.tokenizer!r} is not among `encoders` (known: {known})"
+            )
         return self
 
     @model_validator(mode="after")

@@ -125,10 +125,12 @@ def read_queries(uri: str, storage: StorageConfig, *, dims: int | None = None) -
 def _weights(uri: str, column: pa.ChunkedArray) -> list[float]:
     values = column.to_pylist()
     for row, value in enumerate(values):
+        if value is None:
+            continue
         if not isinstance(value, int | float) or not 0 <= value < float("inf"):
             problem = f"expected a number from 0 in `weight`, found {value!r}"
             raise SchemaMismatchError(f"{uri} row {row}", problem, MEND)
-    return [float(value) for value in values]
+    return [1.0 if value is None else float(value) for value in values]
 
 
 def _strings(uri: str, column: pa.ChunkedArray) -> list[str]:

@@ -63,6 +63,8 @@ class How:
     """Whether every query is compared with every document that passes its filter."""
     rerank: int | None = None
     """Candidates scored with float16 vectors; None: the release's default, in proportion for k above ten."""
+    cascade: int | None = None
+    """First documents of a query that the encoder of the release embeds where a bridge leads to them; None: none."""
 
 
 def answer_queries(

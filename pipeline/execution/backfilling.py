@@ -1,6 +1,6 @@
 """`backfill`: the leaves that gain most are embedded anew, and move into the space of the release's encoder.
 
-Which leaves move is told once, from what the release and the caches hold as the backfill begins, and remembered by receipts: a
+Which leaves move is decided once for a release and a budget, from what the caches hold then, and remembered by a receipt: a
 backfill that died goes on with the same ones.
 """
 
@@ -11,47 +11,46 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from pipeline.artifacts import AliasEntry, FileRef, IndexManifest, Plan, ReleaseRecord
-from pipeline.config import Config
-from pipeline.embedding.cache import find_cache, open_cache, read_redrives
+from pipeline.artifacts import FileRef, IndexManifest, Plan
+from pipeline.config import Config, SizedConfig
+from pipeline.embedding.cache import Cache, find_cache, open_cache, read_redrives
 from pipeline.errors import ConfigError, MissingFileError
 from pipeline.evaluation.queries import read_queries
+from pipeline.evaluation.stage import write_query_vectors
 from pipeline.execution.asking import query_vectors
 from pipeline.execution.building import FittedTree, build_index, index_sizes
+from pipeline.execution.current import Current
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce, check_encoder_of_queries, named_encoder
 from pipeline.execution.encoding import encode_texts
 from pipeline.execution.estimates import Serving, estimate, sized
 from pipeline.execution.flows import inputs_key, provenance, workload_of
 from pipeline.execution.judgement import judge, read_questions
-from pipeline.execution.learning import Parent, binarizer_in_force, read_pairs
+from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.migrating import OldSide
 from pipeline.execution.publishing import publish_index
 from pipeline.execution.session import BuildSession, working
+from pipeline.execution.standins import documents_as_queries
 from pipeline.execution.work import StoreSpec, Task, digest
-from pipeline.index.batch import Batch, answer, routes_of
-from pipeline.index.reader import IndexReader
 from pipeline.index.vectors import VectorSource
-from pipeline.postings import Probing
-from pipeline.release import (
-    hold_root,
-    mark_plan_done,
-    read_alias,
-    read_manifest,
-    read_plan,
-    read_release,
-    write_plan,
-)
-from pipeline.spaces import EncoderIdentity
+from pipeline.release import hold_root, mark_plan_done, read_plan, write_plan
 from pipeline.storage import Store
-from pipeline.tables import read_columns
-from pipeline.upgrade.backfill import Chosen, DocumentBucket, sum_leaves, texts_to_embed, weigh_leaves
-from pipeline.upgrade.ordering import LOOKED_AT, by_priority, smoothed_losses
+from pipeline.upgrade.backfill import (
+    Chosen,
+    DocumentBucket,
+    Moving,
+    choose_leaves,
+    look_into_leaves,
+    name_members,
+    read_chosen,
+    sum_leaves,
+    texts_to_embed,
+    texts_without_vector,
+    weigh_leaves,
+)
 
 __all__ = ["Budget", "backfill"]
 
@@ -122,58 +121,46 @@ def backfill(
     ledger = ledger if ledger is not None else Ledger()
     store = spec.open()
     with hold_root(store, "backfill", config.lease) as lease:
-        before = _Before.read(store)
-        if not before.manifest.bridges:
-            return _nothing_left(before, time.perf_counter() - start)
-        work = _Work.prepared(config, store, before)
+        current = Current.read(store)
+        if not current.manifest.bridges:
+            return _nothing_moves(current, time.perf_counter() - start, stuck=0)
+        work = _Work.prepared(config, store, current)
         write_plan(store, work.plan)
         with working(runner_of, ledger, config.corpus.identity) as (runner, memory):
             session = BuildSession(
                 work.config, spec, spec.open(), runner, lease, work.expected_mb, memory, ledger
             )
-            job = _Backfill(session, before, work, budget)
+            job = _Backfill(session, current, work, budget)
             summary = job.watched() if watch else job.published()
         mark_plan_done(store, work.plan)
     return summary
 
 
-@dataclass(frozen=True)
-class _Before:
-    alias: AliasEntry
-    record: ReleaseRecord
-    manifest: IndexManifest
-
-    @classmethod
-    def read(cls, store: Store) -> "_Before":
-        alias = read_alias(store)
-        if alias is None:
-            raise MissingFileError(store.uri, "no release is published here", "run `strata run CONF` first")
-        record = read_release(store, alias.release)
-        return cls(alias, record, read_manifest(store, record))
-
-    @property
-    def vectors(self) -> int:
-        return sum(one.rows for one in self.manifest.partitions)
-
-
-def _nothing_left(before: _Before, seconds: float) -> dict[str, Any]:
-    structlog.get_logger().info("nothing_to_backfill", release=before.record.release)
+def _nothing_moves(current: Current, seconds: float, *, stuck: int) -> dict[str, Any]:
+    """No document is left that can move."""
+    structlog.get_logger().info("nothing_to_backfill", release=current.record.release, stuck=stuck)
     return {
-        **before.record.summary,
-        "release": before.record.release,
+        **current.record.summary,
+        "release": current.record.release,
         "encoded": 0,
         "documents_embedded": 0,
-        "fraction_new": 1.0,
+        "documents_moved": 0,
+        "stuck": stuck,
+        "fraction_new": _fraction_new(current, stuck),
         "skipped": True,
         "seconds": {"total": round(seconds, 3)},
     }
+
+
+def _fraction_new(current: Current, left: int) -> float:
+    return round(1 - left / max(1, current.vectors), 6)
 
 
 @dataclass(frozen=True)
 class _Work:
     """What is known before any work."""
 
-    config: Any
+    config: SizedConfig
     plan: Plan
     encoder: EncoderInForce
     serving: Serving
@@ -181,10 +168,10 @@ class _Work:
     inputs: str
 
     @classmethod
-    def prepared(cls, config: Config, store: Store, before: _Before) -> "_Work":
-        plan = read_plan(store, before.manifest.plan)
-        name = str(before.manifest.encoder["name"])
-        check_encoder_of_queries(config, before.manifest, name)
+    def prepared(cls, config: Config, store: Store, current: Current) -> "_Work":
+        plan = read_plan(store, current.manifest.plan)
+        name = current.query_encoder.name
+        check_encoder_of_queries(config, current.manifest, name)
         encoder = named_encoder(store, config, name)
         settled, serving = sized(plan, config, dims=encoder.dims)
         cache = find_cache(store, encoder.fingerprint)
@@ -196,68 +183,89 @@ class _Work:
         return cls(settled, plan, encoder, serving, cost.memory_by_stage, inputs)
 
 
-@dataclass(frozen=True, eq=False)
-class _Leaves:
-    """Leaves in earlier spaces, by segment."""
-
-    segment: NDArray[np.int64]
-    leaf: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    to_embed: NDArray[np.int64]
-    judged: NDArray[np.int64]
-    missed: NDArray[np.float64]
-
-
 class _Backfill:
     """One backfill under way.
 
     Args:
         session: The job.
-        before: What serves.
+        current: What serves.
         work: What is known before any work.
         budget: Of documents.
     """
 
-    def __init__(self, session: BuildSession, before: _Before, work: _Work, budget: Budget) -> None:
-        self._session, self._before, self._work, self._budget = session, before, work, budget
-        self._old = OldSide(before.manifest)
-        encoder = work.encoder
+    def __init__(self, session: BuildSession, current: Current, work: _Work, budget: Budget) -> None:
+        self._session, self._current, self._work = session, current, work
+        self._allowed = budget.of(current.vectors)
+        self._old, encoder = OldSide(current.manifest), work.encoder
         redrives = read_redrives(session.store, encoder.fingerprint)
         self._cache = open_cache(
-            session.store, encoder.fingerprint, dims=encoder.dims, rows=before.vectors, redrives=redrives
+            session.store, encoder.fingerprint, dims=encoder.dims, rows=current.vectors, redrives=redrives
         )
+        self._members = self._old.members(session, buckets=len(current.manifest.documents))
+        self._order = _Order(session, current, work.encoder, self._old, self._members)
 
     def watched(self) -> dict[str, Any]:
         """What would move, and what it would cost."""
-        leaves, order = self._in_order()
-        moving = self._within_budget(leaves, order)
-        seconds = self._session.config.report
+        chosen, numbers = self._order.chosen(self._cache, self._allowed, remember=False)
+        seconds = self._current.record.summary.get("seconds_per_document")
+        report = self._session.config.report
+        took = None if seconds is None else float(str(seconds)) * numbers["to_embed"]
+        price = report.machines_price_per_hour
         return {
-            "release": self._before.record.release,
+            "release": self._current.record.release,
             "watched": True,
             "documents_embedded": 0,
-            "documents_to_embed": int(leaves.to_embed[moving].sum()),
-            "documents_that_move": int(leaves.rows[moving].sum()),
-            "leaves": len(moving),
-            "leaves_left": len(order) - len(moving),
-            "fraction_new": self._fraction_new(self._old.rows),
-            "fraction_after": self._fraction_new(self._old.rows - int(leaves.rows[moving].sum())),
-            "currency": seconds.currency,
+            "documents_to_embed": int(numbers["to_embed"]),
+            "documents_to_move": int(numbers["rows"]),
+            "leaves": sum(map(len, chosen.values())),
+            "leaves_in_all": int(numbers["leaves"]),
+            "fraction_new": _fraction_new(self._current, self._old.rows),
+            "seconds_to_embed": None if took is None else round(took, 1),
+            "cost": None if took is None or price is None else round(took / 3600 * price, 4),
+            "currency": report.currency,
         }
 
     def published(self) -> dict[str, Any]:
         """The summary of the release."""
-        session, before, work = self._session, self._before, self._work
+        session, current, work = self._session, self._current, self._work
         # Before anything is embedded: a query that cannot be encoded ends the job.
         questions = read_questions(session, work.encoder)
-        asked = read_pairs(session, work.encoder, questions)
-        leaves, order = self._in_order()
-        chosen = _by_segment(leaves, self._within_budget(leaves, order))
+        chosen, numbers = self._order.chosen(self._cache, self._allowed, remember=True)
+        if not chosen:
+            return _nothing_moves(current, sum(session.seconds.values()), stuck=int(numbers["stuck"]))
         texts = self._texts(chosen)
-        encoded = encode_texts(session, texts, work.encoder, self._cache)
-        manifest = before.manifest
+        encoded = encode_texts(session, texts, work.encoder, self._cache, rows=current.vectors)
+        manifest, left = self._built(
+            Moving(chosen, self._stuck(texts)), read_pairs(session, work.encoder, questions)
+        )
+        stand_ins = partial(documents_as_queries, session, manifest.documents, self._cache)
+        manifest, measured = judge(session, questions, manifest, None, stand_ins)
+        summary = {
+            **current.kept(KEPT),
+            "index": manifest.index,
+            "added": 0,
+            "changed": 0,
+            "removed": 0,
+            "encoded": encoded,
+            "documents_embedded": encoded,
+            "documents_moved": self._old.rows - left,
+            "fraction_new": _fraction_new(current, left),
+            "encoder": work.encoder.label,
+            **index_sizes(manifest),
+            **measured,
+            "inputs": work.inputs,
+            "made_of": self._old.made_of(work.inputs, _plain(chosen)),
+            "serving": asdict(work.serving),
+            **provenance(session.config),
+            "skipped": False,
+        }
+        return publish_index(session, manifest, summary, current.alias, current.record)
+
+    def _built(self, moving: Moving, asked: AskedPairs | None) -> tuple[IndexManifest, int]:
+        """The index after the move, and the rows that stay in earlier spaces."""
+        session, work, manifest = self._session, self._work, self._current.manifest
         settled = self._old.settled(
-            session, manifest.documents, self._cache, chosen=chosen, condemned=manifest.condemned
+            session, manifest.documents, self._members, text_buckets=self._cache.buckets, moving=moving
         )
         documents = DocumentFiles(
             files=manifest.documents,
@@ -268,187 +276,186 @@ class _Backfill:
             vectors=settled.vectors,
         )
         source = VectorSource(settled.texts, self._cache, work.plan.attributes)
-        parent = Parent(before.record.release, manifest)
+        parent = Parent(self._current.record.release, manifest)
 
         def build(cut: FittedTree) -> IndexManifest:
             binarizer = binarizer_in_force(session, documents, source, work.encoder, parent, asked)
             return build_index(session, work.plan, work.encoder, documents, source, binarizer, cut)
 
-        index = self._old.beside(session, work.plan, documents, source, settled.partitions, build)
-        index = index.model_copy(update={"condemned": manifest.condemned})
-        index, measured = judge(session, questions, index, source)
+        index = self._old.beside(session, work.plan, documents, source, settled, build)
         left = sum(one.rows for one in settled.partitions)
-        summary = {
-            **_kept(before.record.summary),
-            "index": index.index,
-            "added": 0,
-            "changed": 0,
-            "removed": 0,
-            "encoded": encoded,
-            "documents_embedded": encoded,
-            "documents_moved": self._old.rows - left,
-            "fraction_new": self._fraction_new(left),
-            "encoder": work.encoder.label,
-            **index_sizes(index),
-            **measured,
-            "inputs": work.inputs,
-            "serving": asdict(work.serving),
-            **provenance(session.config),
-            "skipped": False,
-        }
-        return publish_index(session, index, summary, before.alias, before.record)
-
-    def _fraction_new(self, left: int) -> float:
-        return round(1 - left / max(1, self._before.vectors), 6)
-
-    # -------------------------------------------------------------------------------------------- what pays
-
-    def _in_order(self) -> tuple[_Leaves, NDArray[np.int64]]:
-        """Leaves, and the order in which it pays to move them."""
-        leaves = self._leaves()
-        losses = smoothed_losses(leaves.missed, leaves.judged)
-        return leaves, by_priority(self._hits(leaves), losses, leaves.rows)
-
-    def _within_budget(self, leaves: _Leaves, order: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Leaves that move, in their order."""
-        allowed = self._budget.of(self._before.vectors)
-        spent = np.cumsum(leaves.to_embed[order])
-        count = int(np.searchsorted(spent, allowed, side="right"))
-        if not count:
-            problem = f"allows {allowed:,} documents, and the next leaf has {int(spent[0]):,} to embed"
-            raise ConfigError("--budget", problem, f"name {int(spent[0])} or more")
-        return order[:count]
-
-    def _leaves(self) -> _Leaves:
-        session, manifest = self._session, self._before.manifest
-        members = self._old.members(session, buckets=len(manifest.documents))
-        weighed = [self._weighed(space, members) for space in sorted({one.space for one in manifest.bridges})]
-        files = tuple(ref for of_space in weighed for ref in of_space)
-        tasks = [
-            Task(
-                "leaves",
-                {"of": digest(files), "segment": one.number},
-                partial(sum_leaves, weighed=files, number=one.number),
-            )
-            for one in self._old.segments
-        ]
-        tables = [
-            read_columns(session.store, output.files["leaves"].path)
-            for output in session.outputs("migrate", tasks)
-        ]
-        columns = {
-            name: np.concatenate([table[name].to_numpy() for table in tables])
-            for name in ("leaf", "rows", "to_embed", "judged", "missed")
-        }
-        segment = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
-        return _Leaves(segment=segment, **columns)
-
-    def _weighed(self, space: str, members: tuple[FileRef, ...]) -> list[FileRef]:
-        """What every bucket of documents tells of the leaves in one earlier space."""
-        session, manifest, encoder = self._session, self._before.manifest, self._work.encoder
-        bridge, old = manifest.bridge_to(space), find_cache(session.store, space)
-        assert bridge is not None  # noqa: S101 - the space is that of a bridge
-        if old is None:
-            raise MissingFileError(
-                session.store.uri, f"the cache of {space[:12]} is gone", "run `strata run`"
-            )
-        of = [one.number for one in self._old.segments if one.partition.space == space]
-        arguments: dict[str, Any] = {
-            "members": tuple(members[number] for number in of),
-            "caches": (self._cache, old),
-            "bridge": bridge,
-            "encoder": EncoderIdentity.model_validate(manifest.encoder),
-        }
-        key = digest(
-            {
-                "members": arguments["members"],
-                "bridge": bridge,
-                "redrives": [self._cache.generation, old.generation],
-                # What the caches hold changes; of one release it is told once.
-                "release": self._before.record.release,
-                "encoder": encoder.fingerprint,
-            }
-        )
-        tasks = [
-            Task(
-                "weigh",
-                {"of": key, "documents": ref, "bucket": number},
-                partial(weigh_leaves, bucket=DocumentBucket(number, ref)),
-                arguments,
-            )
-            for number, ref in enumerate(manifest.documents)
-        ]
-        return [output.files["leaves"] for output in session.outputs("migrate", tasks)]
-
-    def _hits(self, leaves: _Leaves) -> NDArray[np.float64]:
-        """Weight of past queries that look into each leaf."""
-        config = self._session.config
-        found = np.zeros(len(leaves.leaf))
-        if config.upgrade.workload is None:
-            return found
-        uri = config.upgrade.workload
-        queries = read_queries(uri, config.storage, dims=self._work.encoder.dims)
-        vectors = query_vectors(self._session, "migrate", queries, self._work.encoder, place=uri)
-        weights = np.array(queries.weights) if queries.weights else np.ones(len(queries))
-        with self._session.timed("migrate"):
-            for segment, leaf, weight in self._looks(vectors, weights):
-                rows = np.flatnonzero(leaves.segment == segment)
-                at = rows[np.searchsorted(leaves.leaf[rows], leaf)]
-                np.add.at(found, at, weight)
-        return found
-
-    def _looks(self, vectors: NDArray[np.float32], weights: NDArray[np.float64]) -> Any:
-        """Segments in earlier spaces, and of each the leaves that queries look into, with the weights of these."""
-        manifest = self._before.manifest
-        reader = IndexReader(self._session.store, manifest)
-        rule = Probing(manifest.search.lists, manifest.search.margin)
-        first = self._old.first_segments
-        for side in reader.sides():
-            if side.crossing is None:
-                continue
-            batch = Batch(side.queries(vectors), [None] * len(vectors), LOOKED_AT, rule)
-            places = answer(batch, routes_of(reader, side, {None}), threads=1).places
-            query, rank = np.nonzero(places >= 0)
-            place, weight = places[query, rank], weights[query]
-            for one in side.partitions:
-                mine = np.flatnonzero(place >> 32 == one.number)
-                segments, lists = one.part.leaves_of(place[mine] & 0xFFFFFFFF)
-                for segment in np.unique(segments).tolist():
-                    here = segments == segment
-                    yield first[one.number] + segment, lists[here], weight[mine][here]
-
-    # -------------------------------------------------------------------------------------------- what moves
+        # All rows that are in no index are still there: their documents moved with what they have.
+        return index.model_copy(update={"condemned": manifest.condemned}), left
 
     def _texts(self, chosen: Chosen) -> tuple[FileRef, ...]:
-        session, manifest = self._session, self._before.manifest
-        members = self._old.members(session, buckets=len(manifest.documents))
-        arguments: dict[str, Any] = {"members": members, "chosen": chosen, "new": self._cache}
-        key = digest(
-            {
-                "members": members,
-                "chosen": {str(number): leaves.tolist() for number, leaves in chosen.items()},
-                "buckets": self._cache.buckets,
-            }
-        )
+        """Texts of the documents that are to move."""
+        arguments: dict[str, Any] = {
+            "members": self._members,
+            "chosen": chosen,
+            "text_buckets": self._cache.buckets,
+        }
+        of = digest(arguments | {"chosen": _plain(chosen)})
         tasks = [
             Task(
                 "moving",
-                {"of": key, "documents": ref, "bucket": number},
+                {"of": of, "documents": ref, "bucket": number},
                 partial(texts_to_embed, bucket=DocumentBucket(number, ref)),
                 arguments,
             )
-            for number, ref in enumerate(manifest.documents)
+            for number, ref in enumerate(self._current.manifest.documents)
         ]
-        return tuple(output.files["texts"] for output in session.outputs("migrate", tasks))
+        return tuple(output.files["texts"] for output in self._session.outputs("migrate", tasks))
+
+    def _stuck(self, texts: tuple[FileRef, ...]) -> tuple[FileRef, ...]:
+        """Those of them that cannot be embedded."""
+        arguments: dict[str, Any] = {"texts": texts, "cache": self._cache}
+        tasks = [
+            Task(
+                "stuck",
+                {"texts": digest(texts), "bucket": bucket},
+                partial(texts_without_vector, bucket=bucket),
+                arguments,
+                remember=False,
+            )
+            for bucket in range(self._cache.buckets)
+        ]
+        files = (output.files["stuck"] for output in self._session.outputs("migrate", tasks))
+        return tuple(ref for ref in files if ref.rows)
 
 
-def _by_segment(leaves: _Leaves, moving: NDArray[np.int64]) -> Chosen:
-    return {
-        int(number): np.sort(leaves.leaf[moving[leaves.segment[moving] == number]])
-        for number in np.unique(leaves.segment[moving])
-    }
+class _Order:
+    """In which order it pays to move leaves.
+
+    Args:
+        session: The job.
+        current: What serves.
+        encoder: Of the release.
+        old: Its partitions in earlier spaces.
+        members: Their rows, by bucket of documents.
+    """
+
+    def __init__(
+        self,
+        session: BuildSession,
+        current: Current,
+        encoder: EncoderInForce,
+        old: OldSide,
+        members: tuple[FileRef, ...],
+    ) -> None:
+        self._session, self._current, self._encoder = session, current, encoder
+        self._old, self._members = old, members
+
+    def chosen(self, cache: Cache, allowed: int, *, remember: bool) -> tuple[Chosen, dict[str, int | float]]:
+        """Leaves that move, as many as the budget allows, and figures of them and of all.
+
+        Args:
+            cache: Of the encoder.
+            allowed: Documents to embed, at most.
+            remember: Whether another job on this release with this budget has to choose the same.
+
+        Raises:
+            ConfigError: The first of them has more.
+        """
+        session, workload = self._session, self._workload()
+        arguments: dict[str, Any] = {
+            "leaves": self._leaves(cache),
+            "hits": self._hits(workload),
+            "allowed": allowed,
+        }
+        inputs = {
+            "release": self._current.record.index,
+            "allowed": allowed,
+            "workload": workload,
+            "redrives": cache.generation,
+        }
+        task = Task("choose", inputs, partial(choose_leaves, **arguments), remember=remember)
+        (output,) = session.outputs("migrate", [task])
+        numbers = output.numbers
+        if not numbers["rows"] and numbers["smallest"]:
+            least = int(numbers["smallest"])
+            problem = f"allows {allowed:,} documents, and the next leaf has {least:,} to embed"
+            raise ConfigError("--budget", problem, f"name {least} or more")
+        return read_chosen(session.store, output.files["chosen"]), numbers
+
+    def _leaves(self, cache: Cache) -> tuple[FileRef, ...]:
+        """What each leaf costs and gains, by segment."""
+        session, documents = self._session, self._current.manifest.documents
+        arguments: dict[str, Any] = {"members": self._members, "text_buckets": cache.buckets}
+        of = digest(arguments)
+        tasks = [
+            Task(
+                "name_members",
+                {"of": of, "documents": ref, "bucket": number},
+                partial(name_members, bucket=DocumentBucket(number, ref)),
+                arguments,
+            )
+            for number, ref in enumerate(documents)
+        ]
+        named = tuple(output.files["named"] for output in session.outputs("migrate", tasks))
+        weighed = self._weighed(cache, named)
+        sums = [
+            Task(
+                "leaves",
+                {"of": digest(weighed), "segment": one.number},
+                partial(sum_leaves, weighed=weighed, number=one.number),
+                remember=False,
+            )
+            for one in self._old.segments
+        ]
+        return tuple(output.files["leaves"] for output in session.outputs("migrate", sums))
+
+    def _weighed(self, cache: Cache, named: tuple[FileRef, ...]) -> tuple[FileRef, ...]:
+        session, manifest = self._session, self._current.manifest
+        (bridge,) = manifest.bridges
+        old = find_cache(session.store, bridge.space)
+        if old is None:
+            place = f"{session.store.uri}/embeddings/{bridge.space}"
+            raise MissingFileError(place, "the vectors of the earlier encoder are gone", "run `strata run`")
+        arguments: dict[str, Any] = {
+            "named": named,
+            "caches": (cache, old),
+            "bridge": bridge,
+            "encoder": self._current.query_encoder,
+        }
+        # No receipt: what the cache holds changes. What is chosen by it is remembered.
+        tasks = [
+            Task("weigh", {"bucket": b}, partial(weigh_leaves, bucket=b), arguments, remember=False)
+            for b in range(cache.buckets)
+        ]
+        return tuple(output.files["leaves"] for output in session.outputs("migrate", tasks))
+
+    def _workload(self) -> dict[str, Any] | None:
+        """Past queries with their weights, encoded."""
+        config = self._session.config
+        uri = config.upgrade.workload
+        if uri is None:
+            return None
+        queries = read_queries(uri, config.storage, dims=self._encoder.dims)
+        vectors = query_vectors(self._session, "migrate", queries, self._encoder, place=uri)
+        weights = queries.weights or (1.0,) * len(queries)
+        return {"queries": write_query_vectors(self._session.store, vectors), "weights": weights}
+
+    def _hits(self, workload: dict[str, Any] | None) -> tuple[FileRef, ...]:
+        """What the workload looks into, by block of its queries."""
+        if workload is None:
+            return ()
+        release = self._current.record
+        count = workload["queries"].rows
+        shared = {"manifest": release.manifest, "first_segments": self._old.first_segments, **workload}
+        tasks = [
+            Task(
+                "look",
+                {"index": release.index, **workload, "rows": [start, start + LOOKS_AT_ONCE]},
+                partial(look_into_leaves, rows=(start, start + LOOKS_AT_ONCE)),
+                shared,
+            )
+            for start in range(0, count, LOOKS_AT_ONCE)
+        ]
+        return tuple(output.files["hits"] for output in self._session.outputs("migrate", tasks))
 
 
+LOOKS_AT_ONCE = 4096
+"""Queries of a workload that one task answers."""
 KEPT = (
     "documents",
     "vectors",
@@ -458,9 +465,10 @@ KEPT = (
     "redrives",
     "plan",
     "estimate",
+    "seconds_per_document",
 )
 """Of the summary of the release before: what a backfill leaves as it is."""
 
 
-def _kept(summary: dict[str, Any]) -> dict[str, Any]:
-    return {name: summary[name] for name in KEPT if name in summary}
+def _plain(chosen: Chosen) -> dict[str, list[int]]:
+    return {str(number): leaves.tolist() for number, leaves in chosen.items()}

@@ -180,8 +180,10 @@ def _chosen_apart(encoder: EncoderConfig, storage: StorageConfig) -> ChosenDtype
 
 
 def _tokenizer(config: Config, encoder: EncoderConfig) -> bytes | None:
-    if config.corpus.chunk is None:
+    chunk = config.corpus.chunk
+    if chunk is None:
         return None
+    encoder = config.encoders[chunk.tokenizer] if chunk.tokenizer is not None else encoder
     folder = resolve_model(encoder.model, trust_remote_code=encoder.trust_remote_code, storage=config.storage)
     return tokenizer_file(encoder, folder).read_bytes()
 

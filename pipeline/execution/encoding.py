@@ -63,7 +63,9 @@ def embed(
     return Embedded(encoded, refs, tuple(letters), rows, whole)
 
 
-def encode_texts(session: Session, texts: Sequence[FileRef], encoder: EncoderInForce, cache: Cache) -> int:
+def encode_texts(
+    session: Session, texts: Sequence[FileRef], encoder: EncoderInForce, cache: Cache, *, rows: int
+) -> int:
     """Fill the cache with the texts of some files, as far as they can be encoded; the number that were encoded now.
 
     Args:
@@ -71,11 +73,11 @@ def encode_texts(session: Session, texts: Sequence[FileRef], encoder: EncoderInF
         texts: text_hash and text by bucket of the cache.
         encoder: Of the cache.
         cache: To fill.
+        rows: Of the corpus, of which the configuration allows a share to be bad.
 
     Raises:
-        ErrorBudgetError: More of them cannot be encoded than the configuration allows of the corpus.
+        ErrorBudgetError: More of the texts cannot be encoded than the configuration allows of the corpus.
     """
-    rows = sum(ref.rows for ref in texts)
 
     def check(condemned: int) -> None:
         check_error_budget(

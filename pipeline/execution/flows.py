@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -19,7 +20,6 @@ import structlog
 from pipeline.artifacts import (
     AliasEntry,
     IndexManifest,
-    Partition,
     Plan,
     ReleaseRecord,
     arrow_schema,
@@ -45,13 +45,14 @@ from pipeline.execution.estimates import Estimate, Serving, check_fits, estimate
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
-from pipeline.execution.migrating import OldSide
+from pipeline.execution.migrating import OldSide, Settled
 from pipeline.execution.publishing import publish_index
 from pipeline.execution.session import BuildSession, working
+from pipeline.execution.standins import documents_as_queries
 from pipeline.execution.work import StoreSpec, versions
 from pipeline.filters import parse_filter
 from pipeline.index.condemned import drop_condemned
-from pipeline.index.vectors import VectorSource
+from pipeline.index.vectors import VectorSource, sample_queries
 from pipeline.partitioning import Workload, read_workload
 from pipeline.release import (
     Lease,
@@ -304,11 +305,12 @@ def _build_and_publish(
     asked = read_pairs(session, encoder, questions)
     documents = read_documents(session, plan, encoder, cache)
     old = OldSide.of(parent)
-    left: tuple[Partition, ...] = ()
+    settled: Settled | None = None
     if old is not None:
         old.check_attributes(plan.attributes)
-        settled = old.settled(session, documents.files, cache, chosen={})
-        documents, left = replace(documents, texts=settled.texts, vectors=settled.vectors), settled.partitions
+        members = old.members(session, buckets=len(documents.files))
+        settled = old.settled(session, documents.files, members, text_buckets=cache.buckets)
+        documents = replace(documents, texts=settled.texts, vectors=settled.vectors)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
@@ -317,15 +319,20 @@ def _build_and_publish(
         binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
         return build_index(session, plan, encoder, documents, source, binarizer, cut)
 
-    if old is None:
+    if old is None or settled is None:
         manifest = build(cut_rows(session, plan, documents, source, prepared.workload))
     else:
-        manifest = old.beside(session, plan, documents, source, left, build)
-    manifest, measured = judge(session, questions, manifest, source)
+        manifest = old.beside(session, plan, documents, source, settled, build)
+    stand_ins = (
+        partial(sample_queries, session.store, source)
+        if old is None
+        else partial(documents_as_queries, session, manifest.documents, cache)
+    )
+    manifest, measured = judge(session, questions, manifest, source, stand_ins)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,
-        "vectors": documents.vectors + sum(one.rows for one in left),
+        "vectors": sum(one.rows for one in manifest.partitions),
         **count_changes_since(session, manifest, parent),
         "encoded": embedded.encoded,
         "dead_letters": documents.num_dead_letters,
@@ -337,6 +344,7 @@ def _build_and_publish(
         **measured,
         "plan": plan.fingerprint,
         "inputs": prepared.inputs,
+        **({} if old is None else {"made_of": old.made_of(prepared.inputs)}),
         "estimate": prepared.cost.as_dict(),
         "serving": asdict(prepared.serving),
         **provenance(session.config),

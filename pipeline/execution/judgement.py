@@ -1,7 +1,7 @@
 """Judging an index before it is published: exact neighbours, how far a search looks, recall, nDCG and costs."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,12 +33,12 @@ from pipeline.execution.neighbours import Exact, exact_neighbours
 from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session
 from pipeline.index.reader import IndexReader, Side
-from pipeline.index.vectors import VectorSource, sample_queries
+from pipeline.index.vectors import VectorSource
 from pipeline.measures import least_near
 from pipeline.postings import MOST_MARGIN, WANTED, Probing, Setting
 from pipeline.storage import canonical_json
 
-__all__ = ["Judged", "Questions", "judge", "measure_index", "read_questions"]
+__all__ = ["Judged", "Questions", "judge", "judged_queries", "measure_index", "read_questions"]
 
 FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
@@ -56,11 +56,17 @@ class Questions:
     """Of the reported ones."""
     recall_queries: tuple[str, ...]
     qrels: Mapping[str, Mapping[str, float]]
+    are_given: bool
+    """Whether they came as vectors."""
 
     @property
     def reported(self) -> NDArray[np.float32]:
         """Vectors of the reported ones."""
         return self.vectors[: len(self.query_ids)]
+
+
+StandIns = Callable[[int], tuple[NDArray[np.float32], Sequence[str | None]]]
+"""Gives so many documents that stand in for queries, or fewer: vectors (n, d) and doc_ids."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +81,43 @@ class Judged:
     """Those held against exact search."""
     tuning: NDArray[np.float32]
     """(t, d) queries that choose how far a search looks."""
-    tuned_on_documents: bool
+    tuning_documents: tuple[str | None, ...]
+    """Of each the document that stands in, as `own_documents`."""
     qrels: Mapping[str, Mapping[str, float]]
 
     @classmethod
-    def of_questions(cls, questions: Questions, stand_ins: NDArray[np.float32]) -> "Judged":
-        """Queries that people ask; document vectors (t, d) tune where none of them is to spare."""
+    def of_questions(cls, questions: Questions, stand_ins: StandIns) -> "Judged":
+        """Queries that people ask; documents tune where none of them is to spare."""
         reported = len(questions.query_ids)
         spare = questions.vectors[reported:]
+        tuning, names = (spare, [None] * len(spare)) if len(spare) else stand_ins(TUNING_QUERIES)
         return cls(
             vectors=questions.reported,
             query_ids=questions.query_ids,
             own_documents=(None,) * reported,
             recall_queries=questions.recall_queries,
-            tuning=spare if len(spare) else stand_ins,
-            tuned_on_documents=not len(spare),
+            tuning=tuning,
+            tuning_documents=tuple(names),
             qrels=questions.qrels,
         )
 
     @classmethod
-    def of_documents(cls, vectors: NDArray[np.float32], names: Sequence[str], reported: int) -> "Judged":
-        """Documents (n, d) as queries, other ones than those that tune, as far as there are enough."""
+    def of_documents(cls, stand_ins: StandIns, reported: int) -> "Judged":
+        """Documents as queries, other ones than those that tune, as far as there are enough."""
+        vectors, names = stand_ins(reported + TUNING_QUERIES)
         # In a corpus too small for both, the reported ones tune as well: there is nothing else.
         is_enough = len(vectors) >= reported + FEWEST_TUNING_QUERIES
-        tuning = vectors[reported:] if is_enough else vectors[-TUNING_QUERIES:]
-        vectors, names = vectors[:reported], names[:reported]
-        numbers = tuple(str(i) for i in range(len(names)))
-        return cls(vectors, numbers, tuple(names), numbers, tuning, tuned_on_documents=True, qrels={})
+        tuning = slice(reported, None) if is_enough else slice(-TUNING_QUERIES, None)
+        numbers = tuple(str(i) for i in range(len(names[:reported])))
+        return cls(
+            vectors=vectors[:reported],
+            query_ids=numbers,
+            own_documents=tuple(names[:reported]),
+            recall_queries=numbers,
+            tuning=vectors[tuning],
+            tuning_documents=tuple(names[tuning]),
+            qrels={},
+        )
 
     def subset(self, rows: Sequence[int]) -> "Judged":
         """Some of the queries, by their rows."""
@@ -149,6 +165,7 @@ def read_questions(session: Session, encoder: EncoderInForce) -> Questions | Non
         query_ids=tuple(reported),
         recall_queries=tuple(recall),
         qrels={query: qrels[query] for query in judged},
+        are_given=queries.vectors is not None,
     )
 
 
@@ -156,7 +173,8 @@ def judge(
     session: Session,
     questions: Questions | None,
     manifest: IndexManifest,
-    source: VectorSource,
+    source: VectorSource | None,
+    stand_ins: StandIns,
 ) -> tuple[IndexManifest, dict[str, Any]]:
     """Choose how far a search looks on spare queries, then measure the index on the reported ones.
 
@@ -164,11 +182,19 @@ def judge(
         session: The run.
         questions: What `read_questions` found.
         manifest: The index.
-        source: What it holds in the space of its encoder.
+        source: What it holds in the space of its encoder, as float32; None: what it has stored is taken.
+        stand_ins: Gives documents that stand in for queries.
     """
-    judged = _judged_queries(session, questions, source)
+    judged = judged_queries(session, questions, stand_ins)
     asked = np.concatenate([judged.vectors, judged.tuning])
     return measure_index(session, judged, exact_neighbours(session, manifest, asked, source), manifest)
+
+
+def judged_queries(session: Session, questions: Questions | None, stand_ins: StandIns) -> Judged:
+    """The queries that an index is reported on and tuned by."""
+    if questions is None:
+        return Judged.of_documents(stand_ins, session.config.evaluation.sample_queries)
+    return Judged.of_questions(questions, stand_ins)
 
 
 def measure_index(
@@ -273,8 +299,7 @@ def _tuned(
 def _tuned_side(
     session: Session, judged: Judged, exact: Sequence[ExactNeighbours], reader: IndexReader, side: Side
 ) -> tuple[Setting, list[Setting]]:
-    first = 1 if judged.tuned_on_documents else 0  # a document is its own nearest neighbour
-    wanted = [_as_near(neighbours, first) for neighbours in exact]
+    wanted = [_as_near(one, own) for one, own in zip(exact, judged.tuning_documents, strict=True)]
     asked = [i for i, ids in enumerate(wanted) if ids]
     search = session.config.search
     if not asked:  # one document alone has no neighbour
@@ -289,13 +314,14 @@ def _tuned_side(
     )
 
 
-def _as_near(exact: ExactNeighbours, first: int) -> tuple[bytes, ...]:
-    """vector_ids of the ten nearest and of what is as near as the tenth."""
-    scores = exact.scores[first:]
+def _as_near(exact: ExactNeighbours, own: str | None) -> tuple[bytes, ...]:
+    """vector_ids of the ten nearest and of what is as near as the tenth, but for a document's own."""
+    rows = [row for row, name in enumerate(exact.doc_ids) if name != own]
+    scores = [exact.scores[row] for row in rows]
     if not scores:
         return ()
     least = least_near(scores, WANTED)
-    return exact.vector_ids[first : first + sum(score >= least for score in scores)]
+    return tuple(exact.vector_ids[row] for row, score in zip(rows, scores, strict=True) if score >= least)
 
 
 def _defaults(chosen: Setting, tried: Sequence[Setting]) -> SearchDefaults:
@@ -318,15 +344,6 @@ def _identified(manifest: IndexManifest) -> IndexManifest:
     """The manifest under the hash of its content."""
     content = canonical_json(manifest.model_dump(mode="json", exclude={"index"}))
     return manifest.model_copy(update={"index": hashlib.sha256(content).hexdigest()[:32]})
-
-
-def _judged_queries(session: Session, questions: Questions | None, source: VectorSource) -> Judged:
-    wanted = session.config.evaluation.sample_queries
-    if questions is None:
-        return Judged.of_documents(*sample_queries(session.store, source, wanted + TUNING_QUERIES), wanted)
-    if len(questions.vectors) > len(questions.query_ids):
-        return Judged.of_questions(questions, questions.vectors[:0])
-    return Judged.of_questions(questions, sample_queries(session.store, source, TUNING_QUERIES)[0])
 
 
 def _unfiltered(queries: Queries, uri: str) -> Queries:

@@ -19,7 +19,6 @@ from pipeline.artifacts import (
     StageOutput,
     arrow_schema,
 )
-from pipeline.embedding.cache import Cache
 from pipeline.errors import DataError
 from pipeline.execution.building import FittedTree
 from pipeline.execution.documents import DocumentFiles
@@ -29,8 +28,8 @@ from pipeline.execution.work import Task, digest
 from pipeline.index.vectors import VectorSource
 from pipeline.partitioning import UNCUT, joined_partitions, read_partition_tree
 from pipeline.upgrade.backfill import (
-    Chosen,
     DocumentBucket,
+    Moving,
     OldSegment,
     bury_rows,
     list_members,
@@ -49,6 +48,8 @@ class Settled:
     """Of the documents in the new space, by bucket of text hash."""
     vectors: int
     """How many these are."""
+    condemned: tuple[FileRef, ...]
+    """Rows of documents that stay in an earlier space, but for those rows, which are in no index."""
     partitions: tuple[Partition, ...]
     """In earlier spaces, those that have a row left, with their tombstones."""
 
@@ -67,9 +68,10 @@ class OldSide:
 
     @property
     def partitions(self) -> tuple[Partition, ...]:
-        """Those partitions; none where the release does not migrate."""
-        spaces = {bridge.space for bridge in self.manifest.bridges}
-        return tuple(one for one in self.manifest.partitions if one.space in spaces)
+        """Those partitions."""
+        return tuple(
+            one for one in self.manifest.partitions if self.manifest.bridge_to(one.space) is not None
+        )
 
     @property
     def segments(self) -> list[OldSegment]:
@@ -113,54 +115,43 @@ class OldSide:
         self,
         session: Session,
         documents: Sequence[FileRef],
-        cache: Cache,
+        members: tuple[FileRef, ...],
         *,
-        chosen: Chosen,
-        condemned: Sequence[FileRef] = (),
+        text_buckets: int,
+        moving: Moving | None = None,
     ) -> Settled:
         """Tell which documents are in the new space, and bury the rows that are no longer in an earlier one.
 
         Args:
             session: The job.
             documents: As they are now, one file a bucket.
-            cache: Of the new encoder.
-            chosen: Leaves that move.
-            condemned: Rows of documents that are in no index.
+            members: What `members` gave for as many buckets.
+            text_buckets: Buckets of the new encoder's cache.
+            moving: What moves without having changed; None: nothing.
         """
-        buckets = len(documents)
-        members = self.members(session, buckets=buckets)
-        before = () if tuple(documents) == self.manifest.documents else self._before(session, buckets)
+        before = () if tuple(documents) == self.manifest.documents else self._before(session, len(documents))
         arguments: dict[str, Any] = {
             "members": members,
-            "chosen": chosen,
-            "condemned": tuple(condemned),
-            "new": cache,
+            "moving": moving,
+            "condemned": self.manifest.condemned,
+            "text_buckets": text_buckets,
         }
-        of = {
-            "members": digest(members),
-            "chosen": {str(number): leaves.tolist() for number, leaves in chosen.items()},
-            "condemned": tuple(condemned),
-            "encoder": cache.encoder,
-            "buckets": cache.buckets,
-            "redrives": cache.generation,
-            "before": before,
-        }
-        key = digest(of)
+        of = digest(arguments | {"moving": _plain(moving), "before": before})
         tasks = [
             Task(
                 "settle_documents",
-                {"of": key, "documents": ref, "bucket": number},
+                {"of": of, "documents": ref, "bucket": number},
                 partial(settle_documents, bucket=DocumentBucket(number, ref, before)),
                 arguments,
             )
             for number, ref in enumerate(documents)
         ]
         outputs = session.outputs("migrate", tasks)
-        gone = tuple(output.files["gone"] for output in outputs)
         return Settled(
             texts=tuple(output.files["texts"] for output in outputs),
             vectors=sum(int(output.numbers["move"]) for output in outputs),
-            partitions=self._buried(session, gone),
+            condemned=tuple(ref for output in outputs if (ref := output.files["condemned"]).rows),
+            partitions=self._buried(session, tuple(output.files["gone"] for output in outputs)),
         )
 
     def _before(self, session: Session, buckets: int) -> tuple[FileRef, ...]:
@@ -187,6 +178,12 @@ class OldSide:
         outputs = iter(session.outputs("migrate", tasks))
         found = [_with_tombstones(one, outputs) for one in self.partitions]
         return tuple(one for one in found if one.rows)
+
+    def made_of(self, *inputs: object) -> str:
+        """Names what an index is made of whose old side is this one, and of what else."""
+        return digest(
+            {"old": [one.model_dump(mode="json") for one in self.partitions], "inputs": list(inputs)}
+        )
 
     # -------------------------------------------------------------------------------------------- beside a new side
 
@@ -215,7 +212,7 @@ class OldSide:
         plan: Plan,
         documents: DocumentFiles,
         source: VectorSource,
-        left: Sequence[Partition],
+        settled: Settled,
         build: Callable[[FittedTree], IndexManifest],
     ) -> IndexManifest:
         """The index of both sides; of one, where the other has no row.
@@ -225,12 +222,12 @@ class OldSide:
             plan: Of the documents.
             documents: All of them, with the vectors of the new side.
             source: The new side.
-            left: Partitions in earlier spaces that have a row.
+            settled: The old one.
             build: Builds the new side, with these partitions.
         """
         if not documents.vectors:
-            return self._alone(session, plan, documents, source, left)
-        new = build(self.tree(session))
+            return self._alone(session, plan, documents, source, settled)
+        left, new = settled.partitions, build(self.tree(session))
         if not left:
             return new
         own = [place for place, one in enumerate(new.partitions) if one.rows]
@@ -239,6 +236,7 @@ class OldSide:
         return new.model_copy(
             update={
                 "bridges": self._bridges(left),
+                "condemned": (*new.condemned, *settled.condemned),
                 "partitions": partitions,
                 "partition_table": self._table(session, left, new.partition_table, own),
                 "search": new.search.model_copy(update={"lists": lists}),
@@ -252,18 +250,19 @@ class OldSide:
         plan: Plan,
         documents: DocumentFiles,
         source: VectorSource,
-        left: Sequence[Partition],
+        settled: Settled,
     ) -> IndexManifest:
         """The release with other documents and fewer rows."""
+        left = settled.partitions
         return self.manifest.model_copy(
             update={
                 "plan": plan.fingerprint,
                 "documents": documents.files,
                 "document_buckets": plan.document_buckets,
                 "num_documents": documents.documents,
-                "condemned": tuple(source.condemned.values()),
+                "condemned": (*source.condemned.values(), *settled.condemned),
                 "bridges": self._bridges(left),
-                "partitions": tuple(left),
+                "partitions": left,
                 "partition_table": self._table(session, left, None, ()),
             }
         )
@@ -279,10 +278,18 @@ class OldSide:
         old = self.manifest
         if old.partition_table is None:
             return None
-        heads = [one.heads.path for one in old.partitions]
-        kept = [heads.index(one.heads.path) for one in left]
+        places = {(one.space, one.partition_id): place for place, one in enumerate(old.partitions)}
+        kept = [places[one.space, one.partition_id] for one in left]
         tables = [(old.partition_table, kept), *([(new, own)] if new is not None else [])]
         return joined_partitions(session.store, tables)
+
+
+def _plain(moving: Moving | None) -> object:
+    """For a digest."""
+    if moving is None:
+        return None
+    chosen = {str(number): leaves.tolist() for number, leaves in moving.chosen.items()}
+    return {"chosen": chosen, "stuck": moving.stuck}
 
 
 def _with_tombstones(partition: Partition, outputs: Iterator[StageOutput]) -> Partition:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from pipeline.artifacts import IndexManifest
 from pipeline.evaluation.judging import NEIGHBOURS
@@ -18,6 +19,7 @@ from pipeline.evaluation.stage import (
     merge_exact,
     write_query_vectors,
 )
+from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session
 from pipeline.execution.work import Task, digest
 from pipeline.index.reader import IndexReader, Side
@@ -74,7 +76,9 @@ def exact_neighbours(
         source: Its vectors in that encoder's own space as float32; None: those that it holds.
     """
     sides = IndexReader(session.store, manifest).sides()
-    return Exact(tuple(_of_side(session, manifest, side, queries, source) for side in sides))
+    # Threads change bits of products, and with them what is found.
+    with threadpool_limits(THREADS_PER_TASK):
+        return Exact(tuple(_of_side(session, manifest, side, queries, source) for side in sides))
 
 
 def _of_side(

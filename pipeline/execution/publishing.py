@@ -30,7 +30,7 @@ def publish_index(
     Args:
         session: The job.
         manifest: The index.
-        summary: What the job reports; `inputs` names all that determined the index.
+        summary: What the job reports; `inputs` names all that determined the index, `made_of` where the release before did, too.
         started_at: The alias entry that the job may follow.
         current: The release that it names.
 
@@ -59,7 +59,7 @@ def publish_index(
         raise QualityGateError(
             f"index {manifest.index}", problem, "the current release stays; change the index or the gates"
         )
-    if was_withdrawn(session.store, manifest.index, inputs=str(summary["inputs"])):
+    if was_withdrawn(session.store, manifest.index, inputs=str(summary.get("made_of", summary["inputs"]))):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}
     session.lease.check()

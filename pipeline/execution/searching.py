@@ -2,7 +2,7 @@
 
 import io
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from pipeline.execution.answering import (
     filters_of,
     results_table,
 )
+from pipeline.execution.cascading import cascade
 from pipeline.execution.encoders import check_encoder_of_queries, query_encoder_for
 from pipeline.index.batch import search_many
 from pipeline.index.reader import Hit, Release, SearchStats, open_release
@@ -62,6 +63,12 @@ def search_file(
     """
     release = open_release(config.root, storage=config.storage)
     asked = read_queries(queries, config.storage, dims=release.reader.manifest.dims)
+    if how.cascade is not None:
+        return {
+            "release": release.number,
+            **_cascade_to_file(config, release, asked, out, how, encoder),
+            "out": out,
+        }
     release = _with_encoder(config, release, asked, encoder)
     if out.endswith("/"):
         if how.rerank is not None:
@@ -86,16 +93,50 @@ def _search_to_file(config: Config, release: Release, asked: Queries, out: str, 
     start = time.perf_counter()
     table, stats = _search(release, asked, how)
     seconds = time.perf_counter() - start
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    folder, name = split_uri(out)
-    open_store(folder, config.storage).write(name, buffer.getvalue())
+    _write_results(config, table, out)
     return {
         "queries": len(asked),
         "hits": table.num_rows,
         "seconds": round(seconds, 4),
         **stats.summary(),
     }
+
+
+def _cascade_to_file(
+    config: Config, release: Release, asked: Queries, out: str, how: How, encoder: str | None
+) -> dict[str, Any]:
+    manifest = release.reader.manifest
+    if not manifest.bridges:
+        problem = f"release {release.number} has no bridge: all its documents are in the space of its encoder"
+        raise ConfigError("--cascade", problem, "leave it out")
+    depth = how.cascade or 0
+    if how.k > depth:
+        problem = f"ranks {depth} documents of each query, and -k asks for {how.k}"
+        raise ConfigError("--cascade", problem, f"name {how.k} or more")
+    start = time.perf_counter()
+    made = query_encoder_for(config, manifest, encoder)
+    vectors = np.asarray(
+        Release(release.reader, release.record, made).vectors_of(_content(asked)), np.float32
+    )
+    deeper = replace(how, k=depth)
+    asked = replace(asked, texts=None, vectors=vectors)
+    found, stats = _search_by_filter(release, asked, deeper)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    ranked = cascade(open_store(config.root, config.storage), manifest, made, unit, found, depth=depth)
+    _write_results(config, _results(asked, [hits[: how.k] for hits in ranked.hits], release.number), out)
+    return {
+        "queries": len(asked),
+        "documents_embedded": ranked.embedded,
+        "seconds": round(time.perf_counter() - start, 4),
+        **stats.summary(),
+    }
+
+
+def _write_results(config: Config, table: pa.Table, out: str) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    folder, name = split_uri(out)
+    open_store(folder, config.storage).write(name, buffer.getvalue())
 
 
 def search_items(

@@ -11,26 +11,29 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import structlog
+from threadpoolctl import threadpool_limits
 
-from pipeline.artifacts import AliasEntry, BridgeInfo, FileRef, IndexManifest, ReleaseRecord
+from pipeline.artifacts import BridgeInfo, FileRef, IndexManifest, ReleaseRecord
 from pipeline.config import Config
 from pipeline.embedding.cache import Cache, find_cache, open_cache, read_redrives
-from pipeline.errors import ConfigError, DataError, MissingFileError, QualityGateError
-from pipeline.evaluation.judging import TUNING_QUERIES
+from pipeline.errors import ConfigError, MissingFileError, QualityGateError
 from pipeline.evaluation.stage import write_query_vectors
 from pipeline.execution.building import index_sizes
+from pipeline.execution.current import Current
 from pipeline.execution.encoders import GIVEN, EncoderInForce, check_encoder_of_queries, named_encoder
 from pipeline.execution.encoding import encode_texts
-from pipeline.execution.judgement import Judged, Questions, measure_index, read_questions
+from pipeline.execution.estimates import sized
+from pipeline.execution.flows import inputs_key, provenance, workload_of
+from pipeline.execution.judgement import Questions, judge, read_questions
 from pipeline.execution.ledger import Ledger
-from pipeline.execution.neighbours import exact_neighbours
 from pipeline.execution.publishing import publish_index
+from pipeline.execution.runner import THREADS_PER_TASK
 from pipeline.execution.session import Session, working
-from pipeline.execution.work import StoreSpec, Task, digest, versions
+from pipeline.execution.standins import documents_as_queries
+from pipeline.execution.work import StoreSpec, Task, digest
 from pipeline.index.reader import IndexReader
-from pipeline.release import hold_root, read_alias, read_manifest, read_release
+from pipeline.release import hold_root, read_plan
 from pipeline.spaces import EncoderIdentity
 from pipeline.storage import Store
 from pipeline.upgrade.stage import (
@@ -38,7 +41,6 @@ from pipeline.upgrade.stage import (
     SampledTexts,
     cutoff_for,
     judge_bridges,
-    read_stand_ins,
     sample_texts,
 )
 
@@ -75,14 +77,23 @@ def upgrade(
     ledger = ledger if ledger is not None else Ledger()
     store = spec.open()
     with hold_root(store, "upgrade", config.lease) as lease:
-        before = _Before.read(store)
+        current = Current.read(store)
         new = named_encoder(store, config, encoder)
-        if before.query_encoder.fingerprint == new.fingerprint:
-            return _unchanged(before.record, time.perf_counter() - start)
-        before.check_can_change(new)
+        if current.query_encoder.fingerprint == new.fingerprint:
+            return _unchanged(current.record, time.perf_counter() - start)
+        before = _Before.of(store, current)
+        before.check_can_change(config, new)
         with working(runner_of, ledger, config.corpus.identity) as (runner, memory):
             session = Session(config, spec, spec.open(), runner, lease, {}, memory, ledger)
-            return _Upgrade(session, before, new).published()
+            inputs = _inputs_of_run(config, store, current, new)
+            return _Upgrade(session, before, new, inputs).published()
+
+
+def _inputs_of_run(config: Config, store: Store, current: Current, new: EncoderInForce) -> str:
+    plan = read_plan(store, current.manifest.plan)
+    settled, _ = sized(plan, config, dims=new.dims)
+    redrives = read_redrives(store, new.fingerprint)
+    return inputs_key(settled, plan, new, workload_of(settled, plan), redrives=len(redrives))
 
 
 def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
@@ -98,52 +109,57 @@ def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Before:
-    """What serves as the upgrade starts."""
+    """What serves as the upgrade starts, all of it in one space."""
 
-    alias: AliasEntry
-    record: ReleaseRecord
-    manifest: IndexManifest
+    current: Current
     cache: Cache
     """Of the vectors that the index holds."""
 
     @classmethod
-    def read(cls, store: Store) -> "_Before":
-        alias = read_alias(store)
-        if alias is None:
-            raise MissingFileError(store.uri, "no release is published here", "run `strata run CONF` first")
-        record = read_release(store, alias.release)
-        manifest = read_manifest(store, record)
-        place = f"release {record.release}"
+    def of(cls, store: Store, current: Current) -> "_Before":
+        """Of a release whose vectors an encoder of ours made.
+
+        Raises:
+            ConfigError: Its vectors came with the corpus, are of several encoders, or an earlier version of strata built it.
+        """
+        manifest, place = current.manifest, current.place
         if manifest.encoder["model"] == GIVEN:
             problem = "has vectors that came with the corpus: there is nothing to embed anew"
             raise ConfigError(place, problem, "bring the new vectors, and run `strata run`")
         spaces = {partition.space for partition in manifest.partitions}
         if len(spaces) > 1:
             problem = f"has vectors of {len(spaces)} encoders, between which it migrates"
-            raise DataError(place, problem, "finish `strata backfill`, or roll back, and upgrade then")
+            raise ConfigError(place, problem, "finish `strata backfill`, or roll back, and upgrade then")
+        if manifest.cuts and manifest.partition_tree is None:
+            problem = "was built by a version of strata that did not keep the tree of its partitions"
+            raise ConfigError(place, problem, "run `strata run` once, and upgrade then")
         cache = find_cache(store, spaces.pop())
         if cache is None:
             raise MissingFileError(store.uri, "the cache of its vectors is gone", "run `strata run`")
-        return cls(alias, record, manifest, cache)
-
-    @property
-    def query_encoder(self) -> EncoderIdentity:
-        return EncoderIdentity.model_validate(self.manifest.encoder)
+        return cls(current, cache)
 
     @property
     def vector_encoder(self) -> EncoderIdentity:
-        bridge = self.manifest.bridge_to(self.cache.encoder)
-        return self.query_encoder if bridge is None else EncoderIdentity.model_validate(bridge.encoder)
+        """Encoder of the vectors: that of the queries, unless a bridge leads to them."""
+        bridge = self.current.manifest.bridge_to(self.cache.encoder)
+        return (
+            self.current.query_encoder if bridge is None else EncoderIdentity.model_validate(bridge.encoder)
+        )
 
-    def check_can_change(self, new: EncoderInForce) -> None:
-        if new.fingerprint == self.vector_encoder.fingerprint:
-            problem = f"already has vectors of {self.vector_encoder}, and queries of {self.query_encoder}"
-            remedy = "for queries of the former roll back: `strata rollback`"
-            raise ConfigError(f"release {self.record.release}", problem, remedy)
+    def check_can_change(self, config: Config, new: EncoderInForce) -> None:
+        """Refuse what is a rollback, what would cut documents anew, and queries that nobody can encode twice.
 
-    @property
-    def vectors(self) -> int:
-        return sum(partition.rows for partition in self.manifest.partitions)
+        Raises:
+            ConfigError: The message says what to do.
+        """
+        place, old = self.current.place, self.vector_encoder
+        if new.fingerprint == old.fingerprint:
+            problem = f"already has vectors of {old}, and queries of {self.current.query_encoder}"
+            raise ConfigError(place, problem, "for queries of the former roll back: `strata rollback`")
+        if config.corpus.chunk is not None and config.corpus.chunk.tokenizer is None:
+            problem = f"documents are cut by the tokenizer of the encoder in force, so that {new.space.name} would cut them anew"
+            remedy = f"set `corpus.chunk.tokenizer: {old.name}`, and run `strata run` once"
+            raise ConfigError("corpus.chunk", problem, remedy)
 
 
 class _Upgrade:
@@ -153,13 +169,16 @@ class _Upgrade:
         session: The job.
         before: What serves.
         new: The encoder that queries shall have.
+        inputs: What a run with that encoder would name its inputs: it finds nothing to do.
     """
 
-    def __init__(self, session: Session, before: _Before, new: EncoderInForce) -> None:
-        self._session, self._before, self._new = session, before, new
+    def __init__(self, session: Session, before: _Before, new: EncoderInForce, inputs: str) -> None:
+        self._session, self._before, self._new, self._inputs = session, before, new, inputs
         store, identity = session.store, new.fingerprint
         redrives = read_redrives(store, identity)
-        self._cache = open_cache(store, identity, dims=new.dims, rows=before.vectors, redrives=redrives)
+        self._cache = open_cache(
+            store, identity, dims=new.dims, rows=before.current.vectors, redrives=redrives
+        )
 
     def published(self) -> dict[str, Any]:
         """The summary of the release."""
@@ -168,19 +187,22 @@ class _Upgrade:
         questions = read_questions(session, self._new)
         asked = self._asked_of_both(questions)
         sampled = self._sampled(questions)
-        encoded = encode_texts(session, sampled, self._new, self._cache)
+        encoded = encode_texts(session, sampled, self._new, self._cache, rows=before.current.vectors)
         task = self._judging(sampled, asked)
         (output,) = session.outputs("upgrade", [task])
         ladder = json.loads(session.store.read(output.files["ladder"].path))
         self._check(ladder)
         manifest = self._bridged(output.files)
-        judged = self._judged(questions, sampled)
-        asked_in_all = np.concatenate([judged.vectors, judged.tuning])
-        exact = exact_neighbours(session, manifest, asked_in_all)
-        manifest, measured = measure_index(session, judged, exact, manifest)
+        stand_ins = partial(documents_as_queries, session, manifest.documents, self._cache)
+        manifest, measured = judge(session, questions, manifest, None, stand_ins)
+        self._check_whole(measured)
         session.seconds["total"] = round(sum(session.seconds.values()), 3)
         return publish_index(
-            session, manifest, self._summary(manifest, measured, ladder, encoded), before.alias, before.record
+            session,
+            manifest,
+            self._summary(manifest, measured, ladder, encoded),
+            before.current.alias,
+            before.current.record,
         )
 
     # -------------------------------------------------------------------------------------------- queries
@@ -190,20 +212,27 @@ class _Upgrade:
         if questions is None:
             return None
         session = self._session
+        if questions.are_given:
+            place = str(session.config.evaluation.queries)
+            problem = "has vectors, and nobody knows which encoder made them"
+            raise ConfigError(place, problem, "give the texts of the queries: both encoders have to ask")
         old = read_questions(session, self._old_encoder())
         assert old is not None  # noqa: S101 - the same files
-        (side,) = IndexReader(session.store, self._before.manifest).sides()
+        (side,) = IndexReader(session.store, self._before.current.manifest).sides()
+        # Threads change bits of products.
+        with threadpool_limits(THREADS_PER_TASK):
+            crossed = side.queries(old.vectors)
         return AskedOfBoth(
             new=write_query_vectors(session.store, questions.vectors),
-            old=write_query_vectors(session.store, side.queries(old.vectors)),
+            old=write_query_vectors(session.store, crossed),
             query_ids=questions.query_ids,
             qrels=questions.qrels,
         )
 
     def _old_encoder(self) -> EncoderInForce:
         """The one that queries have now, as it is configured."""
-        config, manifest = self._session.config, self._before.manifest
-        name = self._before.query_encoder.name
+        config, manifest = self._session.config, self._before.current.manifest
+        name = self._before.current.query_encoder.name
         check_encoder_of_queries(config, manifest, name)
         return named_encoder(self._session.store, config, name)
 
@@ -213,7 +242,7 @@ class _Upgrade:
         session, before = self._session, self._before
         qrels = questions.qrels if questions is not None else {}
         wanted = frozenset(doc for grades in qrels.values() for doc in grades)
-        share = session.config.upgrade.sample_documents / max(1, before.vectors)
+        share = session.config.upgrade.sample_documents / max(1, before.current.vectors)
         arguments: dict[str, Any] = {
             "cutoff": cutoff_for(share),
             "wanted": wanted,
@@ -222,7 +251,7 @@ class _Upgrade:
         inputs = {**arguments, "cutoff": arguments["cutoff"].hex(), "wanted": sorted(wanted)}
         tasks = [
             Task("sample", {**inputs, "documents": ref}, partial(sample_texts, documents=ref), arguments)
-            for ref in before.manifest.documents
+            for ref in before.current.manifest.documents
         ]
         return tuple(output.files["texts"] for output in session.outputs("sample", tasks))
 
@@ -230,19 +259,20 @@ class _Upgrade:
         config, before = self._session.config, self._before
         arguments: dict[str, Any] = {
             "encoders": (self._new.space, before.vector_encoder),
+            "cascade_depths": config.upgrade.cascade_depths,
             "asked": asked,
-            "sampled": SampledTexts(sampled, before.vectors),
-            "config": config.upgrade,
+            "sampled": SampledTexts(sampled, before.current.vectors),
             "seed": config.seed,
         }
         caches = self._cache, before.cache
         inputs = {
             **arguments,
             "asked": None if asked is None else vars(asked),
-            "sampled": {"texts": digest(sampled), "corpus": before.vectors},
+            "sampled": {"texts": digest(sampled), "corpus": before.current.vectors},
             "redrives": [cache.generation for cache in caches],
         }
-        return Task("upgrade", inputs, partial(judge_bridges, caches=caches, **arguments))
+        call = partial(judge_bridges, caches=caches, **arguments)
+        return Task("upgrade", inputs, call, ends_worker=True)
 
     # -------------------------------------------------------------------------------------------- index
 
@@ -256,7 +286,7 @@ class _Upgrade:
         passing = [
             f"{name} ({rung[metric]['value']:.4f}, {rung['documents_embedded']:,} documents embedded)"
             for name, rung in rungs.items()
-            if name not in NEVER_NAMED and rung[metric]["gain"][0] >= -tolerance
+            if name.startswith(REACHABLE) and rung[metric]["gain"][0] >= -tolerance
         ]
         self._session.ledger.facts["judged"] = {"upgrade": dict(ladder)}
         gain, low, high = bridged["gain"]
@@ -275,9 +305,11 @@ class _Upgrade:
         old = self._before.vector_encoder
         card = json.loads(self._session.store.read(files["bridge"].path))
         bridge = BridgeInfo(
-            encoder=old.model_dump(mode="json"), kind=card["kind"], files=(files["bridge"], files["weights"])
+            encoder=old.model_dump(mode="json"),
+            kind=card["kind"],
+            files=(files["bridge"], files["weights"], files["ladder"]),
         )
-        return self._before.manifest.model_copy(
+        return self._before.current.manifest.model_copy(
             update={
                 "encoder": self._new.identity,
                 "encoder_settings": self._new.settings,
@@ -286,21 +318,23 @@ class _Upgrade:
             }
         )
 
-    def _judged(self, questions: Questions | None, sampled: tuple[FileRef, ...]) -> Judged:
-        """Queries that the index is measured and its search is tuned on."""
-        reported = 0 if questions is not None else self._session.config.evaluation.sample_queries
-        count = reported + TUNING_QUERIES
-        vectors, names = read_stand_ins(self._session.store, sampled, self._cache, count)
-        if questions is None:
-            return Judged.of_documents(vectors, names, reported)
-        return Judged.of_questions(questions, vectors)
+    def _check_whole(self, measured: Mapping[str, Any]) -> None:
+        """The same on the whole index, where a sample of the documents leaves too little to go wrong."""
+        before, tolerance = self._before.current.record.summary, self._session.config.upgrade.tolerance
+        if "ndcg_at_10" not in measured or "ndcg_at_10" not in before:
+            return
+        was, found = float(str(before["ndcg_at_10"])), float(measured["ndcg_at_10"])
+        if found < was - tolerance:
+            problem = (
+                f"not published: nDCG@10 of the whole index is {found:.4f} across the bridge, {was:.4f} as it is now, "
+                f"upgrade.tolerance allows {tolerance:g} less"
+            )
+            raise QualityGateError(f"upgrade to {self._new.label}", problem, "the current release stays")
 
     def _summary(
         self, manifest: IndexManifest, measured: Mapping[str, Any], ladder: Mapping[str, Any], encoded: int
     ) -> dict[str, Any]:
-        kept = {
-            name: self._before.record.summary[name] for name in KEPT if name in self._before.record.summary
-        }
+        kept = self._before.current.kept(KEPT)
         return {
             **kept,
             "index": manifest.index,
@@ -312,30 +346,38 @@ class _Upgrade:
             "vectors_of": str(self._before.vector_encoder.name),
             **index_sizes(manifest),
             **measured,
-            "upgrade": _priced(ladder, self._session, encoded),
-            "inputs": digest({"parent": self._before.record.index, "manifest": manifest.index}),
-            "configuration": self._session.config.model_dump(mode="json"),
-            "versions": versions(),
+            "upgrade": self._priced(ladder, encoded),
+            "seconds_per_document": self._seconds_per_document(encoded),
+            "inputs": self._inputs,
+            "made_of": digest({"parent": self._before.current.record.index, "inputs": self._inputs}),
+            **provenance(self._session.config),
             "skipped": False,
         }
 
+    def _seconds_per_document(self, encoded: int) -> float | None:
+        """What embedding one took here; None where too few were embedded to tell."""
+        seconds = self._session.seconds.get("embed", 0.0)
+        return round(seconds / encoded, 6) if encoded >= FEWEST_TIMED else None
 
+    def _priced(self, ladder: Mapping[str, Any], encoded: int) -> dict[str, Any]:
+        """The ladder with what its rungs cost in seconds, and in money where hours have a price."""
+        seconds, price = (
+            self._seconds_per_document(encoded),
+            self._session.config.report.machines_price_per_hour,
+        )
+        rungs = []
+        for rung in ladder["rungs"]:
+            took = None if seconds is None else round(seconds * rung["documents_embedded"], 1)
+            money = None if took is None or price is None else round(took / 3600 * price, 4)
+            rungs.append({**rung, "seconds": took, "cost": money})
+        return {**ladder, "rungs": rungs}
+
+
+FEWEST_TIMED = 50
 KEPT = (
     "documents", "vectors", "dead_letters", "dead_letters_by_reason", "dead_letter_files", "redrives", "plan", "estimate",
     "serving",
 )  # fmt: skip
 """Of the summary of the release before: what an upgrade leaves as it is."""
-NEVER_NAMED = frozenset({"naive swap", "status quo", "oracle ceiling"})
-"""Rungs that nobody can climb to."""
-
-
-def _priced(ladder: Mapping[str, Any], session: Session, encoded: int) -> dict[str, Any]:
-    """The ladder with what its rungs cost, by what encoding took here: in seconds, and in money where hours have a price."""
-    seconds = session.seconds.get("embed", 0.0) / encoded if encoded else None
-    price = session.config.report.machines_price_per_hour
-    rungs = []
-    for rung in ladder["rungs"]:
-        took = None if seconds is None else round(seconds * rung["documents_embedded"], 1)
-        money = None if took is None or price is None else round(took / 3600 * price, 4)
-        rungs.append({**rung, "seconds": took, "cost": money})
-    return {**ladder, "rungs": rungs}
+REACHABLE = ("cascade", "backfill", "full")
+"""Beginnings of the names of rungs that a search or a job of ours climbs to."""

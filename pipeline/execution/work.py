@@ -31,6 +31,8 @@ BYTE_SHAPING = (
     "faiss-cpu",
     "torch",
     "sentence-transformers",
+    "safetensors",
+    "pyroaring",
     "semantic-text-splitter",
 )
 """Libraries whose version can change the bytes of an artifact."""

@@ -315,8 +315,11 @@ class PartitionReader:
         return [segment.attributes(columns) for segment in self._segments]
 
     def rows_by_list(self, where: Filter | None) -> NDArray[np.int64]:
-        """(lists,) entries of each list that pass the filter."""
-        return self.list_entries if where is None else self._passing.of(where.text, where).by_list
+        """(lists,) entries of each list that pass the filter; where rows have tombstones, live vectors of its own."""
+        if where is not None:
+            return self._passing.of(where.text, where).by_list
+        # Of copies it is not known which have a tombstone; every live vector is in its own list.
+        return self.list_entries if self.live is None else self.primaries_passing(self.live)
 
     def _evaluated(self, where: Filter) -> _Passing:
         found = [evaluate(where, segment.attributes(where.columns)) for segment in self._segments]

@@ -454,7 +454,7 @@ class _Block:
         if not total:
             return [[] for _ in self._queries]
         depth = max(rerank, self._k)
-        if self._where is not None and rerank > 0 and total <= max(FILTERED_ROWS, depth):
+        if self._has_masks and rerank > 0 and total <= max(FILTERED_ROWS, depth):
             return self.exact()
         passing = np.concatenate([one.part.rows_by_list(self._where) for one in self._partitions])
         hits: list[list[Hit]] = [[] for _ in self._queries]
@@ -488,6 +488,11 @@ class _Block:
                 self._reranked += len(block) * len(self._queries)
         self._rounds = 1
         return self._named(best.candidates())
+
+    @property
+    def _has_masks(self) -> bool:
+        """Whether some rows are left out."""
+        return self._where is not None or any(one.part.live is not None for one in self._partitions)
 
     def _mask(self, number: int) -> NDArray[np.bool_] | None:
         """(rows,) of a partition whether each passes; None where all do."""

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.artifacts import Attribute, FileRef, arrow_schema
+from pipeline.corpus.identity import bucket_of
 from pipeline.embedding.cache import Cache, CachedBucket
 from pipeline.index.condemned import drop_condemned
 from pipeline.partitioning import UNCUT, PartitionTree
@@ -18,6 +19,7 @@ from pipeline.tables import hash_keys, read_bucket, read_columns
 __all__ = [
     "SLICE_ROWS",
     "VectorSource",
+    "cached_vectors",
     "iterate_vectors",
     "sample_by_partition",
     "sample_queries",
@@ -77,6 +79,30 @@ def iterate_vectors(
         rows = rows if only is None else rows.filter(pc.is_in(rows["doc_id"], only))
         distinct, places = np.unique(hash_keys(rows["text_hash"]), return_inverse=True)
         yield rows, cached.read(distinct)[places]
+
+
+def cached_vectors(
+    store: Store, cache: Cache, hashes: NDArray[np.bytes_]
+) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+    """What a cache has of some texts; every bucket that one of them is in is opened.
+
+    Args:
+        store: The root.
+        cache: Of an encoder.
+        hashes: (n,) S16, sorted and distinct.
+
+    Returns:
+        (n,) whether each has a vector; (n, d) these, of zeros where there is none.
+    """
+    is_there = np.zeros(len(hashes), np.bool_)
+    vectors = np.zeros((len(hashes), cache.dims), np.float32)
+    of_hash = bucket_of(hashes.view(np.uint8).reshape(-1, 16), cache.buckets)
+    for bucket in np.unique(of_hash).tolist():
+        cached = CachedBucket(store, cache, bucket)
+        mine = np.flatnonzero(of_hash == bucket)
+        mine = mine[np.isin(hashes[mine], cached.keys)]
+        is_there[mine], vectors[mine] = True, cached.read(hashes[mine])
+    return is_there, vectors
 
 
 def sample_vectors(store: Store, source: VectorSource, rows: int) -> NDArray[np.float32]:

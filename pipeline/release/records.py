@@ -141,8 +141,14 @@ def was_withdrawn(store: Store, index: str, *, inputs: str) -> bool:
         return False
     records = list_releases(store)
     of_index = {record.release: record.index for record in records}
-    of_inputs = {record.release: str(record.summary.get("inputs", record.index)) for record in records}
+    of_inputs = {record.release: _made_of(record) for record in records}
     return _withdrawn(history, of_index, index) or _withdrawn(history, of_inputs, inputs)
+
+
+def _made_of(record: ReleaseRecord) -> str:
+    """`inputs`, where these determine the index; of a step between two encoders more does, which is `made_of`."""
+    summary = record.summary
+    return str(summary.get("made_of", summary.get("inputs", record.index)))
 
 
 def _withdrawn(history: History, names: dict[int, str], name: str) -> bool:

@@ -12,6 +12,8 @@ from pipeline.artifacts import FileRef, IndexManifest, Partition, ReleaseRecord,
 from pipeline.errors import DataError, MissingFileError
 from pipeline.filters import Filter, evaluate, parse_filter
 from pipeline.index.binarizers import load_binarizer
+from pipeline.index.bridges import load_crossing
+from pipeline.index.tombstones import read_tombstones
 from pipeline.partitioning import NOT_ASKED
 from pipeline.release.history import find_gaps
 from pipeline.release.records import (
@@ -23,6 +25,7 @@ from pipeline.release.records import (
     read_release,
 )
 from pipeline.schemas import made_by
+from pipeline.spaces import EncoderIdentity
 from pipeline.storage import READ_CHUNK_BYTES, Store
 from pipeline.tables import RawFile, check_made_by, open_parquet, read_columns
 
@@ -131,6 +134,7 @@ def _footer_problems(store: Store, ref: FileRef, made: dict[bytes, bytes]) -> It
 
 
 def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
+    yield from _bridge_problems(store, manifest)
     cuts = [parse_filter(text, arrow_schema(manifest.attributes)) for text in manifest.cuts]
     for partition in manifest.partitions:
         yield from _binarizer_problems(store, partition, manifest.dims_of(partition))
@@ -144,10 +148,35 @@ def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
         for no, segment in enumerate(partition.segments):
             mine = directory.filter(pc.equal(directory["segment"], no)).sort_by("first_entry")
             yield from _segment_problems(store, segment, mine, rows)
+            yield from _tombstone_problems(store, segment)
             if not problems:
                 yield from _address_problems(store, segment, mine)
         if live != partition.rows:
             yield f"partition {partition.partition_id}: expected {partition.rows} rows, found {live}"
+
+
+def _bridge_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
+    """Whether a bridge leads to every partition that is not in the encoder's own space, and is what it should be."""
+    own = str(manifest.encoder.get("fingerprint"))
+    for partition in manifest.partitions:
+        if partition.space != own and manifest.bridge_to(partition.space) is None:
+            yield f"partition {partition.partition_id}: no bridge leads to its encoder {partition.space[:12]}"
+    for bridge in manifest.bridges:
+        try:
+            load_crossing(store, bridge, EncoderIdentity.model_validate(manifest.encoder))
+        except DataError as error:
+            yield str(error)
+
+
+def _tombstone_problems(store: Store, segment: Segment) -> Iterator[str]:
+    """Whether tombstones are of rows of the segment, and as many as recorded."""
+    if segment.tombstones is None:
+        return
+    rows, place = read_tombstones(store, segment.tombstones), f"{store.uri}/{segment.tombstones.path}"
+    if len(rows) != segment.tombstones.rows:
+        yield f"{place}: expected {segment.tombstones.rows} rows, found {len(rows)}"
+    if len(rows) and rows[-1] >= segment.vectors.rows:
+        yield f"{place}: names rows beyond the {segment.vectors.rows} of its segment"
 
 
 def _binarizer_problems(store: Store, partition: Partition, dims: int) -> Iterator[str]:

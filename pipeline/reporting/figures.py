@@ -89,6 +89,54 @@ class StageMemory(_Lenient):
     peak_mb: float | None = None
 
 
+class Interval(_Lenient):
+    """A figure with the interval that holds it with 95 % confidence; an end that is infinite is None."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float | None] | None) -> "Interval | None":
+        """Of a list of the three, as summaries have it."""
+        if values is None or values[0] is None:
+            return None
+        return cls(value=values[0], low=values[1], high=values[2])
+
+
+class LadderFigure(_Lenient):
+    """One measure of a rung."""
+
+    value: float
+    gain: tuple[float | None, ...]
+    """To the status quo, by query: mean, low, high."""
+    share_kept: tuple[float | None, ...] | None = None
+    """Of the gain of a full backfill; None where that gains nothing that is sure."""
+
+
+class LadderRung(_Lenient):
+    """What one way to answer new queries finds, and what it takes."""
+
+    name: str
+    documents_embedded: int
+    ndcg_at_10: LadderFigure | None = None
+    recall_at_100: LadderFigure | None = None
+    overlap_at_10: LadderFigure | None = None
+    seconds: float | None = None
+    cost: float | None = None
+
+
+class Ladder(_Lenient):
+    """What an upgrade was judged by."""
+
+    chosen: str
+    judged_by: str
+    queries: int
+    judged_queries: int
+    documents: int
+    rungs: tuple[LadderRung, ...]
+
+
 class Measured(_Lenient):
     """What a run reported, as far as its version of strata measured it."""
 
@@ -127,6 +175,8 @@ class Measured(_Lenient):
     estimate: Mapping[str, Any] = {}
     configuration: Mapping[str, Any] = {}
     versions: Mapping[str, str] = {}
+    upgrade: Ladder | None = None
+    """Of the release that an upgrade made."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +263,7 @@ class Figures:
 
     @property
     def bytes_by_part(self) -> dict[str, int]:
-        """Stored bytes of this index by what they are for, and of the cache behind it."""
+        """Stored bytes of this index by what they are for, and of the caches behind it."""
         partitions = self.manifest.partitions
         return {
             "documents": sum(ref.bytes for ref in self.manifest.documents),

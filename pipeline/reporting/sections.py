@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.artifacts import CodesInfo, Partition, Refresh
-from pipeline.reporting.figures import Figures, ListSizes, ReleaseLine, is_default
+from pipeline.reporting.figures import Figures, Interval, ListSizes, ReleaseLine, is_default
 from pipeline.reporting.plots import Plot, draw
 from pipeline.reporting.wording import (
     NOT_KNOWN,
@@ -75,6 +75,7 @@ def sections(figures: Figures) -> list[Section]:
         _gates(figures),
         _quality(figures, of("recall-curve")),
         _changes(figures),
+        *_migration(figures),
         _layout(figures, of("list-sizes", "levels")),
         _storage(figures, of("bytes")),
         _run(figures, of("stages", "memory")),
@@ -401,6 +402,80 @@ def _beside(measured: float | None, estimate: float | None, unit: str) -> str:
 
 def _beside_bytes(measured: int | None, estimate: int | None) -> str:
     return bytes_text(measured) + (f" (estimate {bytes_text(estimate)})" if estimate is not None else "")
+
+
+# ------------------------------------------------------------------------------------------------ encoders
+
+
+def _migration(figures: Figures) -> Iterator[Section]:
+    """Only of a release between two encoders, or one that an upgrade made."""
+    tables = [*_sides(figures), *_ladder(figures)]
+    if tables:
+        intro = (
+            "Queries are encoded by the newer encoder. A bridge takes them to documents that an earlier one embedded; "
+            "scores from across it are calibrated before they meet the others."
+        )
+        yield Section("migration", "From one encoder to the next", intro, tables=tuple(tables))
+
+
+def _sides(figures: Figures) -> Iterator[Table]:
+    manifest = figures.manifest
+    if not manifest.bridges:
+        return
+    spaces = [(str(manifest.encoder["fingerprint"]), str(manifest.encoder["name"]), "none: its own space")]
+    spaces += [(one.space, str(one.encoder["name"]), one.kind) for one in manifest.bridges]
+    columns = (_text("documents embedded by"), _text("bridge"), Column("vectors"), Column("share", "%"))
+    rows = []
+    for space, name, kind in spaces:
+        vectors = sum(one.rows for one in manifest.partitions if one.space == space)
+        rows.append((name, kind, count(vectors), percent(vectors / max(1, figures.manifest_rows))))
+    yield Table("Where documents are", columns, tuple(rows))
+
+
+LADDER_WORDS = {"ndcg_at_10": "nDCG@10", "recall_at_100": "recall@100", "overlap_at_10": "overlap@10"}
+
+
+def _ladder(figures: Figures) -> Iterator[Table]:
+    ladder = figures.measured.upgrade
+    if ladder is None:
+        return
+    names = [name for name in LADDER_WORDS if getattr(ladder.rungs[0], name) is not None]
+    columns = (
+        _text("rung"),
+        *(Column(LADDER_WORDS[name]) for name in names),
+        Column("to the status quo"),
+        Column("share of the gain"),
+        Column("documents embedded"),
+        Column("time", "s"),
+        Column("cost", figures.prices.currency),
+    )
+    rows = []
+    for rung in ladder.rungs:
+        judged = getattr(rung, ladder.judged_by)
+        gain, kept = Interval.of(judged.gain), Interval.of(judged.share_kept)
+        rows.append(
+            (
+                f"{rung.name} (in use)" if rung.name == ladder.chosen else rung.name,
+                *(share(getattr(rung, name).value) for name in names),
+                _interval_text(gain),
+                _interval_text(kept),
+                count(rung.documents_embedded),
+                decimal(rung.seconds),
+                decimal(rung.cost),
+            )
+        )
+    caption = (
+        f"What {ladder.queries:,} new queries find among {ladder.documents:,} documents of a sample, rung by rung; "
+        f"judged by {LADDER_WORDS[ladder.judged_by]}"
+    )
+    yield Table(caption, columns, tuple(rows), is_wide=True)
+
+
+def _interval_text(interval: Interval | None) -> str:
+    if interval is None:
+        return NOT_KNOWN
+    low, high = (NOT_KNOWN if end is None else share(end) for end in (interval.low, interval.high))
+    return f"{share(interval.value)} [{low}, {high}]"
 
 
 def _costs(figures: Figures) -> Iterator[Section]:

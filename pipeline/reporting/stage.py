@@ -81,7 +81,7 @@ def _figures(
         measured=measured,
         list_sizes=_list_sizes(store, manifest),
         dead_letters=_dead_letters(store, measured.dead_letter_files),
-        cache_bytes=sum(cached_bytes(store, p.space) for p in manifest.partitions),
+        cache_bytes=sum(cached_bytes(store, space) for space in {p.space for p in manifest.partitions}),
         history=history,
         prices=config.report,
     )

@@ -1,8 +1,8 @@
-"""Stages of a backfill: what a leaf costs and gains, the texts to embed anew, which rows move, which tombstones they leave.
+"""Stages of a backfill: what a leaf costs and gains, the texts to embed anew, which documents move, which tombstones they leave.
 
-A leaf is a posting list of a partition in an earlier space, with the vectors that are its own. Rows that stay are those of these
-partitions that have no tombstone; all other documents are in the new space. Rows are matched with documents through a shuffle by
-bucket of documents, so that no task holds more than a segment or a bucket.
+A leaf is a posting list of a partition in an earlier space, with the vectors that are its own. Documents move whole: with one
+chunk all others of its document. Rows are matched with documents through a shuffle by bucket of documents, and with vectors
+through one by bucket of text hashes, so that no task holds more than a segment or a bucket.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,28 +14,38 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import BridgeInfo, FileRef, Partition, Segment, StageOutput
 from pipeline.corpus.changes import is_same
-from pipeline.corpus.identity import bucket_of, hash_matrix, sort_keys
-from pipeline.embedding.cache import Cache
+from pipeline.corpus.identity import DOC_HASH_BYTES, bucket_of, hash_matrix, sort_keys
+from pipeline.embedding.cache import Cache, CachedBucket
+from pipeline.evaluation.stage import read_query_vectors
+from pipeline.index.batch import Batch, answer, routes_of
 from pipeline.index.bridges import load_crossing
 from pipeline.index.condemned import drop_condemned
+from pipeline.index.reader import IndexReader, load_manifest
 from pipeline.index.tombstones import read_tombstones, write_tombstones
+from pipeline.index.vectors import cached_vectors
+from pipeline.postings import Probing
 from pipeline.schemas import condemned_schema
 from pipeline.spaces import EncoderIdentity
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, read_bucket, read_columns, write_bucketed, write_table
-from pipeline.upgrade.stage import SAMPLED, cached_vectors
+from pipeline.upgrade.ordering import LOOKED_AT, by_priority, smoothed_losses
 
 __all__ = [
-    "LEAVES",
     "Chosen",
     "DocumentBucket",
+    "Moving",
     "OldSegment",
     "bury_rows",
+    "choose_leaves",
     "list_members",
+    "look_into_leaves",
+    "name_members",
+    "read_chosen",
     "rebucket_documents",
     "settle_documents",
     "sum_leaves",
     "texts_to_embed",
+    "texts_without_vector",
     "weigh_leaves",
 ]
 
@@ -48,21 +58,38 @@ MEMBERS = pa.schema(
     ]
 )
 """Rows in an earlier space: number of the segment among all such, of the list in its partition, of the row in the segment."""
+NAMED = pa.schema(
+    [
+        pa.field("text_hash", pa.binary(16), nullable=False),
+        pa.field("segment", pa.int32(), nullable=False),
+        pa.field("leaf", pa.int32(), nullable=False),
+        pa.field("is_own", pa.bool_(), nullable=False),
+    ]
+)
+"""Texts that are embedded if a leaf moves: those of its own vectors, and of other chunks of their documents."""
 LEAVES = pa.schema(
     [
         pa.field("leaf", pa.int32(), nullable=False),
         pa.field("rows", pa.int64(), nullable=False),
         pa.field("to_embed", pa.int64(), nullable=False),
+        pa.field("stuck", pa.int64(), nullable=False),
         pa.field("judged", pa.int64(), nullable=False),
         pa.field("missed", pa.float64(), nullable=False),
     ]
 )
-"""Of a leaf: rows, those whose text the new encoder has not embedded, those that it has, and the sum of how far the bridge takes
-their new vectors from the old ones."""
+"""Of a leaf: rows; texts that the new encoder has not embedded; rows whose text it cannot embed; rows whose text it has embedded,
+and the sum of how far the bridge takes these new vectors from the old ones."""
 OF_SEGMENT = pa.schema([pa.field("segment", pa.int32(), nullable=False), *LEAVES])
 GONE = pa.schema(
     [pa.field("segment", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False)]
 )
+TEXTS = pa.schema(
+    [
+        pa.field("text_hash", pa.binary(16), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+HASHES = pa.schema([pa.field("text_hash", pa.binary(16), nullable=False)])
 
 Chosen = Mapping[int, NDArray[np.int64]]
 """By number of the segment, its leaves that move, rising."""
@@ -77,6 +104,15 @@ class DocumentBucket:
     """As they are now."""
     before: tuple[FileRef, ...] = ()
     """Files of `rebucket_documents` of the documents as they were when they were embedded; none: they are the same."""
+
+
+@dataclass(frozen=True)
+class Moving:
+    """What a backfill moves."""
+
+    chosen: Chosen
+    stuck: tuple[FileRef, ...]
+    """Files of `texts_without_vector`: documents with such a text stay."""
 
 
 @dataclass(frozen=True)
@@ -135,60 +171,132 @@ def _leaf_of_rows(store: Store, old: OldSegment) -> NDArray[np.int64]:
 # ------------------------------------------------------------------------------------------------ what pays
 
 
-def weigh_leaves(
-    store: Store,
-    bucket: DocumentBucket,
-    members: Sequence[FileRef],
-    caches: tuple[Cache, Cache],
-    bridge: BridgeInfo,
-    encoder: EncoderIdentity,
+def name_members(
+    store: Store, bucket: DocumentBucket, members: Sequence[FileRef], *, text_buckets: int
 ) -> StageOutput:
-    """What the rows of one bucket of documents tell of the leaves that they are in.
+    """Texts that would be embedded if leaves moved, of one bucket of documents.
 
     Args:
         store: The root.
         bucket: Of documents.
         members: Files of `list_members`.
+        text_buckets: Buckets of the new encoder's cache.
+
+    Returns:
+        File `named`: rows of NAMED by bucket of text hash.
+    """
+    table = _members_of(store, members, bucket.number)
+    documents = read_columns(store, bucket.documents.path, ["vector_id", "text_hash"])
+    own = _named(table, documents, np.arange(table.num_rows), is_own=True)
+    others = _named(table, documents, _chunks_elsewhere(table), is_own=False)
+    named = pa.concat_tables([own, others])
+    of_row = bucket_of(hash_matrix(named["text_hash"]), text_buckets)
+    return StageOutput(files={"named": write_bucketed(store, "scratch/named", named, of_row)})
+
+
+def _named(
+    members: pa.Table,
+    documents: pa.Table,
+    pairs: NDArray[np.int64] | tuple[NDArray[np.int64], ...],
+    *,
+    is_own: bool,
+) -> pa.Table:
+    """Texts of some members under the leaves of these, or of others."""
+    texts, leaves = (pairs, pairs) if isinstance(pairs, np.ndarray) else pairs
+    at = _rows_of(hash_keys(members["vector_id"].take(pa.array(texts))), documents)
+    columns = [
+        documents["text_hash"].take(pa.array(at)),
+        members["segment"].take(pa.array(leaves)),
+        members["leaf"].take(pa.array(leaves)),
+        pa.array(np.full(len(texts), is_own)),
+    ]
+    return pa.table(columns, schema=NAMED)
+
+
+def _chunks_elsewhere(members: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Members, and other members of the same document in other leaves: the former are embedded where those leaves move."""
+    documents = _documents_of(members)
+    order = np.argsort(documents, kind="stable")
+    _, starts, counts = np.unique(documents[order], return_index=True, return_counts=True)
+    texts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    leaves: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    for start, count in zip(starts[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
+        rows = order[start : start + count]
+        texts.append(np.repeat(rows, count))
+        leaves.append(np.tile(rows, count))
+    both = np.concatenate(texts), np.concatenate(leaves)
+    segment, leaf = (members[name].to_numpy() for name in ("segment", "leaf"))
+    apart = (segment[both[0]] != segment[both[1]]) | (leaf[both[0]] != leaf[both[1]])
+    return both[0][apart], both[1][apart]
+
+
+def weigh_leaves(
+    store: Store,
+    bucket: int,
+    named: Sequence[FileRef],
+    caches: tuple[Cache, Cache],
+    bridge: BridgeInfo,
+    encoder: EncoderIdentity,
+) -> StageOutput:
+    """What one bucket of texts tells of the leaves that they are in.
+
+    Args:
+        store: The root.
+        bucket: Of the new encoder's cache.
+        named: Files of `name_members`.
         caches: Of the new encoder and of the old one.
         bridge: From the new one's space into the old one's.
         encoder: The new one.
 
     Returns:
-        File `leaves`: LEAVES by segment.
+        File `leaves`: OF_SEGMENT by segment.
     """
-    table = _members_of(store, members, bucket.number)
-    hashes, text_of = np.unique(_hashes_of(store, bucket.documents, table), return_inverse=True)
+    table = pa.concat_tables([NAMED.empty_table(), *(read_bucket(store, ref.path, bucket) for ref in named)])
+    hashes, text_of = np.unique(hash_keys(table["text_hash"]), return_inverse=True)
     new, old = caches
-    is_there, vectors = cached_vectors(store, new, hashes)
-    crossing = load_crossing(store, bridge, encoder)
+    cached = CachedBucket(store, new, bucket)
+    is_there = np.isin(hashes, cached.keys)
     missed = np.zeros(len(hashes))
-    judged = np.flatnonzero(is_there)
-    if len(judged):
-        _, wanted = cached_vectors(store, old, hashes[judged])
-        missed[judged] = 1 - np.einsum("nd,nd->n", crossing.queries(vectors[judged]), wanted)
-    found = _by_leaf(table, is_there[text_of], missed[text_of])
-    segments = found["segment"].to_numpy()
-    return StageOutput(files={"leaves": write_bucketed(store, "scratch/leaves", found, segments)})
+    if is_there.any():
+        crossing = load_crossing(store, bridge, encoder)
+        has_old, wanted = cached_vectors(store, old, hashes[is_there])
+        found = crossing.queries(cached.read(hashes[is_there]))
+        missed[is_there] = np.where(has_old, 1 - np.einsum("nd,nd->n", found, wanted), 0)
+    is_stuck = np.isin(hashes, hash_keys(cached.condemned["text_hash"]))
+    leaves = _by_leaf(table, is_there[text_of], is_stuck[text_of], missed[text_of])
+    return StageOutput(
+        files={"leaves": write_bucketed(store, "scratch/leaves", leaves, leaves["segment"].to_numpy())}
+    )
 
 
-def _by_leaf(members: pa.Table, is_there: NDArray[np.bool_], missed: NDArray[np.float64]) -> pa.Table:
-    """Sums over rows of a leaf, as OF_SEGMENT."""
-    keys = (members["segment"].to_numpy().astype(np.int64) << 32) + members["leaf"].to_numpy()
+def _by_leaf(
+    named: pa.Table,
+    is_there: NDArray[np.bool_],
+    is_stuck: NDArray[np.bool_],
+    missed: NDArray[np.float64],
+) -> pa.Table:
+    """Sums over the texts of a leaf, as OF_SEGMENT."""
+    keys = (named["segment"].to_numpy().astype(np.int64) << 32) + named["leaf"].to_numpy()
+    is_own = named["is_own"].to_numpy()
     leaves, at = np.unique(keys, return_inverse=True)
-    count = len(leaves)
-    rows, there = np.bincount(at, minlength=count), np.bincount(at, is_there, minlength=count)
+
+    def summed(values: NDArray[np.bool_] | NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(at, values, minlength=len(leaves))
+
     columns = [
         leaves >> 32,
         leaves & 0xFFFFFFFF,
-        rows,
-        rows - there,
-        there,
-        np.bincount(at, missed, minlength=count),
+        summed(is_own),
+        summed(~is_there & ~is_stuck),
+        summed(is_own & is_stuck),
+        summed(is_own & is_there),
+        summed(np.where(is_own, missed, 0.0)),
     ]
-    return pa.table(
-        [pa.array(c).cast(f.type, safe=False) for c, f in zip(columns, OF_SEGMENT, strict=True)],
-        schema=OF_SEGMENT,
-    )
+    arrays = [
+        pa.array(column).cast(field.type, safe=False)
+        for column, field in zip(columns, OF_SEGMENT, strict=True)
+    ]
+    return pa.table(arrays, schema=OF_SEGMENT)
 
 
 def sum_leaves(store: Store, weighed: Sequence[FileRef], number: int) -> StageOutput:
@@ -203,31 +311,158 @@ def sum_leaves(store: Store, weighed: Sequence[FileRef], number: int) -> StageOu
         File `leaves`: rows of LEAVES, by leaf.
     """
     table = pa.concat_tables([read_bucket(store, ref.path, number) for ref in weighed])
-    names = LEAVES.names[1:]
-    summed = table.group_by("leaf").aggregate([(name, "sum") for name in names]).sort_by("leaf")
-    columns = [summed["leaf"], *(summed[f"{name}_sum"] for name in names)]
-    found = pa.table(columns, names=LEAVES.names).cast(LEAVES)
+    leaves, at = np.unique(table["leaf"].to_numpy(), return_inverse=True)
+    # One after the other: sums of many threads would have other last bits from run to run.
+    sums = [
+        np.bincount(at, table[name].to_numpy().astype(np.float64), minlength=len(leaves))
+        for name in LEAVES.names[1:]
+    ]
+    arrays = [
+        pa.array(column).cast(field.type, safe=False)
+        for column, field in zip([leaves, *sums], LEAVES, strict=True)
+    ]
+    found = pa.table(arrays, schema=LEAVES)
     return StageOutput(files={"leaves": write_table(store, "scratch/leaves", LEAVES, [found])})
+
+
+CHOSEN = pa.schema(
+    [pa.field("segment", pa.int32(), nullable=False), pa.field("leaf", pa.int32(), nullable=False)]
+)
+HITS = pa.schema([*CHOSEN, pa.field("weight", pa.float64(), nullable=False)])
+
+
+def look_into_leaves(
+    store: Store,
+    rows: tuple[int, int],
+    manifest: FileRef,
+    first_segments: Mapping[int, int],
+    queries: FileRef,
+    weights: Sequence[float],
+) -> StageOutput:
+    """Leaves whose documents past queries look at, across the bridge.
+
+    Args:
+        store: The root.
+        rows: Which of the queries, [start, stop).
+        manifest: Of the release.
+        first_segments: By the place of each partition in an earlier space, the number of its first segment.
+        queries: File of `write_query_vectors`.
+        weights: Of each query.
+
+    Returns:
+        File `hits`: rows of HITS, a leaf at most once.
+    """
+    reader = IndexReader(store, load_manifest(store, manifest))
+    vectors = read_query_vectors(store, queries)[slice(*rows)]
+    weight_of = np.array(weights[slice(*rows)])
+    rule = Probing(reader.manifest.search.lists, reader.manifest.search.margin)
+    keys, found = [np.zeros(0, np.int64)], [np.zeros(0)]
+    for side in reader.sides():
+        if side.crossing is None:
+            continue
+        batch = Batch(side.queries(vectors), [None] * len(vectors), LOOKED_AT, rule)
+        places = answer(batch, routes_of(reader, side, {None}), threads=1).places
+        query, rank = np.nonzero(places >= 0)
+        place = places[query, rank]
+        for one in side.partitions:
+            mine = np.flatnonzero(place >> 32 == one.number)
+            segment, leaf = one.part.leaves_of(place[mine] & 0xFFFFFFFF)
+            keys.append((first_segments[one.number] + segment.astype(np.int64) << 32) + leaf)
+            found.append(weight_of[query[mine]])
+    leaves, at = np.unique(np.concatenate(keys), return_inverse=True)
+    sums = np.bincount(at, np.concatenate(found), minlength=len(leaves))
+    columns = [leaves >> 32, leaves & 0xFFFFFFFF, sums]
+    table = pa.table([pa.array(c).cast(f.type) for c, f in zip(columns, HITS, strict=True)], schema=HITS)
+    return StageOutput(files={"hits": write_table(store, "scratch/hits", HITS, [table])})
+
+
+def choose_leaves(
+    store: Store, leaves: Sequence[FileRef], hits: Sequence[FileRef], *, allowed: int
+) -> StageOutput:
+    """Leaves in the order in which it pays to move them, as many as a budget allows.
+
+    Args:
+        store: The root.
+        leaves: File of `sum_leaves` of each segment.
+        hits: Files of `look_into_leaves`.
+        allowed: Texts to embed, at most.
+
+    Returns:
+        File `chosen`: rows of CHOSEN; numbers `rows`, `to_embed` of these, `leaves`, `stuck` of all, and `smallest`: what the
+        first of all has to embed.
+    """
+    tables = [read_columns(store, ref.path) for ref in leaves]
+    segment = np.repeat(np.arange(len(tables)), [table.num_rows for table in tables])
+    table = pa.concat_tables(tables)
+    leaf, rows, to_embed, stuck, judged, missed = (table[name].to_numpy() for name in LEAVES.names)
+    looks = _looks(store, hits, (segment.astype(np.int64) << 32) + leaf)
+    order = by_priority(looks, smoothed_losses(missed, judged), rows)
+    order = order[rows[order] > stuck[order]]
+    moving = order[: np.searchsorted(np.cumsum(to_embed[order]), allowed, side="right")]
+    columns = [segment[moving], leaf[moving]]
+    chosen = pa.table([pa.array(c).cast(f.type) for c, f in zip(columns, CHOSEN, strict=True)], schema=CHOSEN)
+    numbers = {
+        "rows": int(rows[moving].sum()),
+        "to_embed": int(to_embed[moving].sum()),
+        "leaves": len(leaf),
+        "stuck": int(stuck.sum()),
+        "smallest": int(to_embed[order[0]]) if len(order) else 0,
+    }
+    return StageOutput(
+        files={"chosen": write_table(store, "scratch/chosen", CHOSEN, [chosen])}, numbers=numbers
+    )
+
+
+def _looks(store: Store, hits: Sequence[FileRef], keys: NDArray[np.int64]) -> NDArray[np.float64]:
+    """(l,) weight of the queries that look into each leaf, whose keys (l,) rise."""
+    found = np.zeros(len(keys))
+    for ref in hits:
+        table = read_columns(store, ref.path)
+        wanted = (table["segment"].to_numpy().astype(np.int64) << 32) + table["leaf"].to_numpy()
+        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        here = keys[at] == wanted
+        np.add.at(found, at[here], table["weight"].to_numpy()[here])
+    return found
+
+
+def read_chosen(store: Store, ref: FileRef) -> Chosen:
+    """What `choose_leaves` wrote."""
+    table = read_columns(store, ref.path)
+    segment, leaf = (table[name].to_numpy().astype(np.int64) for name in CHOSEN.names)
+    return {int(number): np.sort(leaf[segment == number]) for number in np.unique(segment)}
 
 
 # ------------------------------------------------------------------------------------------------ what moves
 
 
 def texts_to_embed(
-    store: Store, bucket: DocumentBucket, members: Sequence[FileRef], chosen: Chosen, new: Cache
+    store: Store, bucket: DocumentBucket, members: Sequence[FileRef], chosen: Chosen, *, text_buckets: int
 ) -> StageOutput:
-    """Texts of the rows of one bucket of documents that are to move.
+    """Texts of the documents of one bucket that are to move.
 
     Returns:
-        File `texts`: rows of SAMPLED by bucket of the new cache.
+        File `texts`: rows of TEXTS by bucket of the new encoder's cache.
     """
     table = _members_of(store, members, bucket.number)
-    moving = table.filter(pa.array(_is_chosen(table, chosen)))
-    rows = read_columns(store, bucket.documents.path, [*SAMPLED.names, "vector_id"])
+    moving = table.filter(pa.array(_with_their_documents(table, _is_chosen(table, chosen))))
+    rows = read_columns(store, bucket.documents.path, [*TEXTS.names, "vector_id"])
     at = _rows_of(hash_keys(moving["vector_id"]), rows)
-    texts = rows.take(pa.array(at)).select(SAMPLED.names).cast(SAMPLED)
-    of_row = bucket_of(hash_matrix(texts["text_hash"]), new.buckets)
+    texts = rows.take(pa.array(at)).select(TEXTS.names).cast(TEXTS).replace_schema_metadata(None)
+    of_row = bucket_of(hash_matrix(texts["text_hash"]), text_buckets)
     return StageOutput(files={"texts": write_bucketed(store, "scratch/moving", texts, of_row)})
+
+
+def texts_without_vector(store: Store, bucket: int, texts: Sequence[FileRef], cache: Cache) -> StageOutput:
+    """Those of the texts of one bucket that have no vector once all were tried: they cannot be embedded.
+
+    Returns:
+        File `stuck`: rows of HASHES.
+    """
+    tables = [read_bucket(store, ref.path, bucket, ["text_hash"]) for ref in texts]
+    hashes = pa.concat_tables([HASHES.empty_table(), *tables]).replace_schema_metadata(None)
+    keys = hash_keys(hashes["text_hash"])
+    stuck = hashes.filter(pa.array(~np.isin(keys, CachedBucket(store, cache, bucket).keys)))
+    return StageOutput(files={"stuck": write_table(store, "scratch/stuck", HASHES, [stuck])})
 
 
 def rebucket_documents(store: Store, documents: FileRef, *, buckets: int) -> StageOutput:
@@ -246,64 +481,86 @@ def settle_documents(
     bucket: DocumentBucket,
     members: Sequence[FileRef],
     *,
-    chosen: Chosen,
+    moving: Moving | None,
     condemned: Sequence[FileRef],
-    new: Cache,
+    text_buckets: int,
 ) -> StageOutput:
-    """Tell which rows of one bucket of documents are in the new space, and which of the old ones are no longer there.
+    """Tell which documents of one bucket are in the new space, and which rows of the old ones are no longer there.
 
-    A row of an earlier space stays as long as its document has not changed and its leaf is not chosen; one whose text the new
-    encoder cannot embed stays, too.
+    A document stays in an earlier space as long as none of its chunks changes, goes, or is in a leaf that is chosen; and where
+    the new encoder cannot embed one of them.
 
     Args:
         store: The root.
         bucket: Of documents.
         members: Files of `list_members`.
-        chosen: Leaves that move.
+        moving: What moves without having changed; None: nothing, and all that is not in an earlier space is yet to be embedded.
         condemned: Rows of documents that are in no index.
-        new: Cache of the new encoder.
+        text_buckets: Buckets of the new encoder's cache.
 
     Returns:
-        Files `texts` (documents_schema by bucket of text hash, sorted by text_hash and vector_id) and `gone` (GONE by segment);
-        numbers `stay`, `move`.
+        Files `texts` (documents_schema by bucket of text hash, sorted by text_hash and vector_id), `gone` (GONE by segment) and
+        `condemned` (those rows of documents that stay); numbers `stay`, `move`.
     """
     table = _members_of(store, members, bucket.number)
     now = read_columns(store, bucket.documents.path).replace_schema_metadata(None)
-    stays = _is_unchanged(store, bucket, table, now)
-    stays &= ~_can_move(store, new, now, table, stays & _is_chosen(table, chosen))
+    is_kept = ~_with_their_documents(table, ~_is_unchanged(store, bucket, table, now))
+    stays = is_kept & ~_moves(store, table, now, moving)
     gone = table.filter(pa.array(~stays)).select(GONE.names)
-    moved = now.filter(pa.array(~np.isin(hash_keys(now["vector_id"]), hash_keys(table["vector_id"])[stays])))
-    lost = [read_columns(store, ref.path) for ref in condemned]
-    moved = drop_condemned(moved, pa.concat_tables([condemned_schema().empty_table(), *lost]))
+    old_side = np.unique(_documents_of(table)[stays])
+    moved = now.filter(pa.array(~np.isin(_documents_of(now), old_side)))
+    schema = condemned_schema()
+    lost = pa.concat_tables([schema.empty_table(), *(read_columns(store, ref.path) for ref in condemned)])
+    if moving is not None:
+        moved = drop_condemned(moved, lost)
+    of_staying = lost.filter(pa.array(np.isin(_documents_of(lost), old_side)))
     return StageOutput(
         files={
-            "texts": _write_texts(store, moved, new.buckets),
+            "texts": _write_texts(store, moved, text_buckets),
             "gone": write_bucketed(store, "scratch/gone", gone, gone["segment"].to_numpy()),
+            "condemned": write_table(store, "condemned", schema, [of_staying.cast(schema)]),
         },
         numbers={"stay": int(stays.sum()), "move": moved.num_rows},
     )
 
 
+def _moves(store: Store, members: pa.Table, documents: pa.Table, moving: Moving | None) -> NDArray[np.bool_]:
+    """(n,) which members move: of documents with a chunk in a chosen leaf, none of which has a text that cannot be embedded."""
+    if moving is None:
+        return np.zeros(members.num_rows, np.bool_)
+    found = _with_their_documents(members, _is_chosen(members, moving.chosen))
+    if found.any() and moving.stuck:
+        found &= ~_with_their_documents(members, _has_stuck_text(store, members, documents, moving.stuck))
+    return found
+
+
 def _is_unchanged(
     store: Store, bucket: DocumentBucket, members: pa.Table, now: pa.Table
 ) -> NDArray[np.bool_]:
-    """(n,) which members are documents still, and the same."""
-    if bucket.before:
-        then = pa.concat_tables([read_bucket(store, ref.path, bucket.number) for ref in bucket.before])
-        now = now.filter(pa.array(is_same(then, now.drop_columns(["text"]))))
-    return np.isin(hash_keys(members["vector_id"]), hash_keys(now["vector_id"]))
+    """(n,) which members are rows of documents still, and the same, in documents that got no further chunk."""
+    known = hash_keys(now["vector_id"])
+    same = now.filter(pa.array(_is_as_before(store, bucket, now))) if bucket.before else now
+    found = np.isin(hash_keys(members["vector_id"]), hash_keys(same["vector_id"]))
+    if not bucket.before:
+        return found
+    added = now.filter(pa.array(~np.isin(known, hash_keys(same["vector_id"]))))
+    return found & ~np.isin(_documents_of(members), _documents_of(added))
 
 
-def _can_move(
-    store: Store, new: Cache, documents: pa.Table, members: pa.Table, wanted: NDArray[np.bool_]
+def _is_as_before(store: Store, bucket: DocumentBucket, now: pa.Table) -> NDArray[np.bool_]:
+    then = pa.concat_tables([read_bucket(store, ref.path, bucket.number) for ref in bucket.before])
+    return is_same(then.replace_schema_metadata(None), now.drop_columns(["text"]))
+
+
+def _has_stuck_text(
+    store: Store, members: pa.Table, documents: pa.Table, stuck: Sequence[FileRef]
 ) -> NDArray[np.bool_]:
-    """(n,) which of the wanted members have a text that the new encoder has embedded."""
-    found = np.zeros(len(wanted), np.bool_)
-    rows = np.flatnonzero(wanted)
-    hashes, text_of = np.unique(_hashes_in(documents, members.take(pa.array(rows))), return_inverse=True)
-    is_there, _ = cached_vectors(store, new, hashes)
-    found[rows] = is_there[text_of]
-    return found
+    """(n,) which members have a text that cannot be embedded."""
+    hashes = np.concatenate([hash_keys(read_columns(store, ref.path)["text_hash"]) for ref in stuck])
+    known = hash_keys(documents["vector_id"])
+    ids = hash_keys(members["vector_id"])
+    at = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return (known[at] == ids) & np.isin(hash_keys(documents["text_hash"])[at], hashes)
 
 
 def bury_rows(store: Store, gone: Sequence[FileRef], old: OldSegment) -> StageOutput:
@@ -331,27 +588,28 @@ def _write_texts(store: Store, rows: pa.Table, buckets: int) -> FileRef:
 
 
 def _members_of(store: Store, members: Sequence[FileRef], bucket: int) -> pa.Table:
-    return pa.concat_tables(
-        [MEMBERS.empty_table(), *(read_bucket(store, ref.path, bucket) for ref in members)]
-    )
+    tables = [read_bucket(store, ref.path, bucket) for ref in members]
+    return pa.concat_tables([MEMBERS.empty_table(), *tables])
+
+
+def _documents_of(rows: pa.Table) -> NDArray[np.bytes_]:
+    """(n,) the document's bytes of each vector_id."""
+    return sort_keys(hash_matrix(rows["vector_id"])[:, :DOC_HASH_BYTES])
+
+
+def _with_their_documents(members: pa.Table, which: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """(n,) those of the members, and all others of their documents."""
+    documents = _documents_of(members)
+    return np.isin(documents, np.unique(documents[which]))
 
 
 def _is_chosen(members: pa.Table, chosen: Chosen) -> NDArray[np.bool_]:
     segment, leaf = (members[name].to_numpy() for name in ("segment", "leaf"))
     found = np.zeros(members.num_rows, np.bool_)
-    for number, leaves in chosen.items():
+    for number in np.intersect1d(segment, list(chosen)).tolist():
         here = np.flatnonzero(segment == number)
-        found[here] = np.isin(leaf[here], leaves)
+        found[here] = np.isin(leaf[here], chosen[number])
     return found
-
-
-def _hashes_of(store: Store, documents: FileRef, members: pa.Table) -> NDArray[np.bytes_]:
-    """Text hashes of members of a bucket of documents."""
-    return _hashes_in(read_columns(store, documents.path, ["vector_id", "text_hash"]), members)
-
-
-def _hashes_in(documents: pa.Table, members: pa.Table) -> NDArray[np.bytes_]:
-    return hash_keys(documents["text_hash"])[_rows_of(hash_keys(members["vector_id"]), documents)]
 
 
 def _rows_of(ids: NDArray[np.bytes_], documents: pa.Table) -> NDArray[np.int64]:

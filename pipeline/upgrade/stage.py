@@ -12,29 +12,29 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, StageOutput
-from pipeline.config import UpgradeConfig
-from pipeline.corpus.identity import bucket_of, hash_matrix
-from pipeline.embedding.cache import Cache, CachedBucket
+from pipeline.corpus.identity import bucket_of, hash_array, hash_matrix
+from pipeline.embedding.cache import Cache
 from pipeline.errors import DataError
 from pipeline.evaluation.stage import read_query_vectors
 from pipeline.index.bridges import Crossing, write_crossing
+from pipeline.index.vectors import cached_vectors
 from pipeline.measures import Interval, mean, paired_interval, share_interval
 from pipeline.spaces import EncoderIdentity
 from pipeline.storage import Store, canonical_json
-from pipeline.tables import hash_keys, read_bucket, read_columns, write_bucketed
+from pipeline.tables import hash_keys, read_columns, write_bucketed, write_table
 from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Pairs, Rung
 from pipeline.upgrade.ladder import FULL, STATUS_QUO, climb
 
 __all__ = [
-    "SAMPLED",
+    "HASHED",
     "AskedOfBoth",
     "SampledTexts",
-    "cached_vectors",
     "cutoff_for",
     "judge_bridges",
-    "read_stand_ins",
+    "name_texts",
     "sample_texts",
+    "write_hashes",
 ]
 
 SAMPLED = pa.schema(
@@ -43,6 +43,9 @@ SAMPLED = pa.schema(
         pa.field("doc_id", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
     ]
+)
+HASHED = pa.schema(
+    [pa.field("text_hash", pa.binary(16), nullable=False), pa.field("doc_id", pa.string(), nullable=False)]
 )
 FIT_TEXTS = 10_000
 """Texts to train on, at most: what the benchmark of upgrades trains on."""
@@ -110,6 +113,30 @@ def sample_texts(
     return StageOutput(files={"texts": write_bucketed(store, "scratch/sampled", kept, of_row)})
 
 
+def write_hashes(store: Store, hashes: NDArray[np.bytes_]) -> FileRef:
+    """Put hashes of texts (n,) where every task can read them."""
+    column = hash_array(hashes.view(np.uint8).reshape(-1, 16))
+    table = pa.table({"text_hash": column})
+    return write_table(store, "scratch/hashes", table.schema, [table])
+
+
+def name_texts(store: Store, documents: FileRef, hashes: FileRef) -> StageOutput:
+    """Documents of one file whose text is one of some.
+
+    Args:
+        store: The root.
+        documents: Of a release.
+        hashes: File of `write_hashes`.
+
+    Returns:
+        File `named`: rows of HASHED.
+    """
+    table = read_columns(store, documents.path, HASHED.names).cast(HASHED).replace_schema_metadata(None)
+    wanted = hash_keys(read_columns(store, hashes.path)["text_hash"])
+    found = table.filter(pa.array(np.isin(hash_keys(table["text_hash"]), wanted)))
+    return StageOutput(files={"named": write_table(store, "scratch/named_texts", HASHED, [found])})
+
+
 def judge_bridges(
     store: Store,
     *,
@@ -117,7 +144,7 @@ def judge_bridges(
     caches: tuple[Cache, Cache],
     encoders: tuple[EncoderIdentity, EncoderIdentity],
     asked: AskedOfBoth | None,
-    config: UpgradeConfig,
+    cascade_depths: Sequence[int],
     seed: int,
 ) -> StageOutput:
     """Train every bridge, choose one, and hold it against the other ways to answer queries of the new encoder.
@@ -128,7 +155,7 @@ def judge_bridges(
         caches: Of the new encoder and of the old one.
         encoders: The new one and the old one.
         asked: Queries; None: documents stand in for them.
-        config: Depths of the cascades.
+        cascade_depths: Candidates of the ladder's cascades.
         seed: Of every random choice.
 
     Returns:
@@ -142,7 +169,7 @@ def judge_bridges(
     spare, exam = _asked(store, asked, fit, held_out, places, corpus)
     choice = choose(fit, held_out, corpus=corpus, seed=seed, queries=spare)
     order = np.random.default_rng(seed).permutation(len(exam.old))
-    rungs = list(climb(exam, choice, depths=config.cascade_depths, order=order))
+    rungs = list(climb(exam, choice, depths=cascade_depths, order=order))
     new, old = encoders
     said = {"recall": choice.recall, "chosen": choice.chosen, "texts": len(fit), "queries": len(exam.own)}
     crossing = Crossing(choice.bridge, choice.calibration)
@@ -163,36 +190,13 @@ class _Sample:
     """By document."""
 
 
-def read_stand_ins(
-    store: Store, sampled: Sequence[FileRef], cache: Cache, count: int
-) -> tuple[NDArray[np.float32], list[str]]:
-    """Documents that stand in for queries: those with the largest text hashes, which bridges are not trained on.
-
-    Args:
-        store: The root.
-        sampled: Files of `sample_texts`.
-        cache: Of the encoder of queries.
-        count: How many are wanted.
-
-    Returns:
-        (n, d) vectors and doc_ids, one of each text, in order of hash.
-    """
-    table = _read_sampled(store, sampled, cache.buckets)
-    hashes, first = np.unique(hash_keys(table["text_hash"]), return_index=True)
-    is_there, vectors = cached_vectors(store, cache, hashes[-count:])
-    names = table["doc_id"].take(pa.array(first[-count:]))
-    return vectors[is_there], names.filter(pa.array(is_there)).to_pylist()
-
-
-def _read_sampled(store: Store, sampled: Sequence[FileRef], buckets: int) -> pa.Table:
-    columns = ["text_hash", "doc_id"]
-    return pa.concat_tables(
-        [read_bucket(store, ref.path, b, columns) for b in range(buckets) for ref in sampled]
-    )
+def _read_sampled(store: Store, sampled: Sequence[FileRef]) -> pa.Table:
+    tables = [read_columns(store, ref.path, ["text_hash", "doc_id"]) for ref in sampled]
+    return pa.concat_tables(tables).replace_schema_metadata(None)
 
 
 def _read_sample(store: Store, sampled: Sequence[FileRef], new: Cache, old: Cache) -> _Sample:
-    table = _read_sampled(store, sampled, new.buckets)
+    table = _read_sampled(store, sampled)
     hashes, row_of = np.unique(hash_keys(table["text_hash"]), return_inverse=True)
     has_both, vectors_new = cached_vectors(store, new, hashes)
     has_old, vectors_old = cached_vectors(store, old, hashes)
@@ -203,32 +207,6 @@ def _read_sample(store: Store, sampled: Sequence[FileRef], new: Cache, old: Cach
         name: int(place[row]) for name, row in zip(names, row_of.tolist(), strict=True) if has_both[row]
     }
     return _Sample(Pairs(vectors_new[has_both], vectors_old[has_both]), rows_of)
-
-
-def cached_vectors(
-    store: Store, cache: Cache, hashes: NDArray[np.bytes_]
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """What a cache has of some texts.
-
-    Args:
-        store: The root.
-        cache: Of an encoder.
-        hashes: (n,) S16, sorted and distinct.
-
-    Returns:
-        (n,) whether each has a vector; (n, d) these, of zeros where there is none.
-    """
-    is_there = np.zeros(len(hashes), np.bool_)
-    vectors = np.zeros((len(hashes), cache.dims), np.float32)
-    if not len(hashes):
-        return is_there, vectors
-    of_hash = bucket_of(hashes.view(np.uint8).reshape(-1, 16), cache.buckets)
-    for bucket in np.unique(of_hash).tolist():
-        cached = CachedBucket(store, cache, bucket)
-        mine = np.flatnonzero(of_hash == bucket)
-        mine = mine[np.isin(hashes[mine], cached.keys)]
-        is_there[mine], vectors[mine] = True, cached.read(hashes[mine])
-    return is_there, vectors
 
 
 def _split(sample: _Sample, asked: AskedOfBoth | None) -> tuple[Pairs, Pairs, dict[str, int]]:

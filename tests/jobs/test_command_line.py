@@ -17,7 +17,9 @@ from pipeline.release import claim_root
 from pipeline.storage import LocalStore
 from tests.integration.roads import rows_of, settings, write_config, write_parquet
 
-JOBS = ("run", "redrive", "plan", "status", "report", "search", "verify", "rollback", "gc")
+JOBS = (
+    "run", "redrive", "upgrade", "backfill", "plan", "status", "report", "search", "verify", "rollback", "gc",
+)  # fmt: skip
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -90,6 +92,31 @@ def test_the_whole_life_of_an_index(tmp_path):
     damaged = [strata("verify", conf, "--release", n) for n in (1, 2)]
     assert 65 in [done.returncode for done in damaged]
     assert any("sha256" in done.stdout for done in damaged)
+
+
+@pytest.mark.ray
+def test_a_new_encoder_from_the_upgrade_to_the_last_document(tmp_path):
+    encoders = {"words": {"model": "hashing:64"}, "wide": {"model": "hashing:128"}}
+    conf = small(tmp_path, rows_of(400), encoders=encoders, upgrade={"sample_documents": 100})
+    strata("run", conf, check=0)
+    upgraded = strata("upgrade", conf, "--encoder", "wide", check=0)
+    assert summary_of(upgraded)["release"] == 2
+    assert "status quo" in upgraded.stderr
+    refused = strata("run", conf, check=78)
+    assert "set `encoder: wide`" in summary_of(refused)["message"]
+    now = ("--set", "encoder=wide")
+    watched = summary_of(strata("backfill", conf, *now, "--budget", "25%", "--watch", check=0))
+    part = summary_of(strata("backfill", conf, *now, "--budget", "25%", check=0))
+    assert part["documents_embedded"] == watched["documents_to_embed"] <= 100
+    page = summary_of(strata("report", conf, *now, check=0))
+    assert "Where documents are" in Path(page["report"].removeprefix("file://")).read_text()
+    assert summary_of(strata("run", conf, *now, check=0))["skipped"]
+    whole = summary_of(strata("backfill", conf, *now, check=0))
+    assert whole["fraction_new"] == 1
+    assert summary_of(strata("backfill", conf, *now, check=0))["skipped"]
+    assert summary_of(strata("verify", conf, *now, check=0))["problems"] == []
+    assert summary_of(strata("rollback", conf, *now, "--to", "1", check=0))["release"] == 1
+    assert summary_of(strata("run", conf, check=0))["skipped"]
 
 
 @pytest.mark.ray

@@ -1,0 +1,129 @@
+"""Cascades: what a search finds across a bridge is embedded by the new encoder and ranked in its space.
+
+What is embedded stays in that encoder's cache: no document is embedded twice for queries, and a backfill finds it there.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.artifacts import IndexManifest
+from pipeline.corpus import documents_by_id
+from pipeline.corpus.identity import bucket_of, hash_array
+from pipeline.embedding.bisecting import encode_around
+from pipeline.embedding.cache import Cache, add_condemned, add_vectors, open_cache, read_redrives
+from pipeline.embedding.encoder import TextEncoder
+from pipeline.index.reader import Hit
+from pipeline.index.vectors import cached_vectors
+from pipeline.storage import Store
+from pipeline.tables import hash_keys, vector_array
+
+__all__ = ["Cascaded", "cascade"]
+
+
+class Cascaded(NamedTuple):
+    """Hits ranked in the new space."""
+
+    hits: list[list[Hit]]
+    embedded: int
+    """Texts that were not in the cache."""
+
+
+def cascade(
+    store: Store,
+    manifest: IndexManifest,
+    encoder: TextEncoder,
+    queries: NDArray[np.float32],
+    found: Sequence[list[Hit]],
+    *,
+    depth: int,
+) -> Cascaded:
+    """Rank the first documents of each query by vectors of the new encoder; the others follow as they were found.
+
+    A document whose text it cannot embed keeps its score.
+
+    Args:
+        store: The root.
+        manifest: The index that was searched.
+        encoder: Of its queries.
+        queries: (q, d) unit vectors.
+        found: Of each query, hits with calibrated scores.
+        depth: First hits of each that are ranked anew.
+    """
+    names = sorted({hit.doc_id for hits in found for hit in hits[:depth]})
+    columns = ["doc_id", "text", "text_hash"]
+    rows = documents_by_id(store, manifest.documents, names, columns)
+    texts = _Texts(store, manifest, encoder)
+    vectors, embedded = texts.vectors_of(rows)
+    of_document: dict[str, list[int]] = {}
+    for row, name in enumerate(rows["doc_id"].to_pylist()):
+        if vectors[row].any():
+            of_document.setdefault(name, []).append(row)
+
+    def ranked(query: NDArray[np.float32], hits: list[Hit]) -> list[Hit]:
+        scored = [
+            hit._replace(score=float((vectors[of_document[hit.doc_id]] @ query).max()))
+            if hit.doc_id in of_document
+            else hit
+            for hit in hits[:depth]
+        ]
+        return [*sorted(scored, key=lambda hit: -hit.score), *hits[depth:]]
+
+    return Cascaded([ranked(query, hits) for query, hits in zip(queries, found, strict=True)], embedded)
+
+
+class _Texts:
+    """Texts of documents as vectors of an encoder, from its cache or made now.
+
+    Args:
+        store: The root.
+        manifest: Whose documents these are.
+        encoder: Makes the vectors.
+    """
+
+    def __init__(self, store: Store, manifest: IndexManifest, encoder: TextEncoder) -> None:
+        self._store, self._encoder = store, encoder
+        identity = encoder.identity
+        self._cache: Cache = open_cache(
+            store,
+            identity.fingerprint,
+            dims=identity.dims,
+            rows=sum(one.rows for one in manifest.partitions),
+            redrives=read_redrives(store, identity.fingerprint),
+        )
+
+    def vectors_of(self, rows: pa.Table) -> tuple[NDArray[np.float32], int]:
+        """(n, d) vectors, of zeros where there is none, of rows with `text` and `text_hash`; how many texts were embedded now."""
+        hashes, first, text_of = np.unique(
+            hash_keys(rows["text_hash"]), return_index=True, return_inverse=True
+        )
+        is_there, vectors = cached_vectors(self._store, self._cache, hashes)
+        missing = np.flatnonzero(~is_there)
+        if len(missing):
+            texts = rows["text"].take(pa.array(first[missing])).to_pylist()
+            vectors[missing] = self._embedded(hashes[missing], texts)
+        return vectors[text_of], len(missing)
+
+    def _embedded(self, hashes: NDArray[np.bytes_], texts: list[str]) -> NDArray[np.float32]:
+        """(n, d) vectors of texts by rising hash, which are added to the cache; zeros of those that cannot be embedded."""
+        vectors, failed = encode_around(self._encoder.encode_documents, texts, dims=self._cache.dims)
+        is_bad = np.zeros(len(texts), np.bool_)
+        is_bad[[one.row for one in failed]] = True
+        reasons = {one.row: one for one in failed}
+        buckets = bucket_of(hashes.view(np.uint8).reshape(-1, 16), self._cache.buckets)
+        for bucket in np.unique(buckets).tolist():
+            here = np.flatnonzero(buckets == bucket)
+            good = here[~is_bad[here]]
+            if len(good):
+                column = hash_array(hashes[good].view(np.uint8).reshape(-1, 16))
+                table = pa.table({"text_hash": column, "embedding": vector_array(vectors[good])})
+                add_vectors(self._store, self._cache, bucket, table)
+            bad = here[is_bad[here]]
+            if len(bad):
+                column = pa.chunked_array([hash_array(hashes[bad].view(np.uint8).reshape(-1, 16))])
+                found = [reasons[row]._replace(row=at) for at, row in enumerate(bad.tolist())]
+                add_condemned(self._store, self._cache, bucket, column, found)
+        return vectors

@@ -177,7 +177,7 @@ def _leaves(store, rows):
 
 
 def test_leaves_are_chosen_by_looks_and_losses_within_the_budget(store):
-    first = _leaves(store, [(0, 10, 10, 0, 0, 0.0), (3, 10, 4, 0, 0, 0.0)])
+    first = _leaves(store, [(0, 10, 10, 0, 5, 0.5), (3, 10, 4, 0, 0, 0.0)])
     second = _leaves(store, [(1, 10, 0, 0, 5, 4.0), (2, 10, 10, 10, 0, 0.0)])
     hits = pa.table([[0, 1], [3, 2], [7.0, 99.0]], schema=HITS)
     looks = write_table(store, "scratch/hits", HITS, [hits])

@@ -281,7 +281,7 @@ def _by_leaf(
     leaves, at = np.unique(keys, return_inverse=True)
 
     def summed(values: NDArray[np.bool_] | NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(at, values, minlength=len(leaves))
+        return np.bincount(at, values, minlength=len(leaves)).astype(np.float64)
 
     columns = [
         leaves >> 32,

@@ -232,7 +232,7 @@ def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(built, tmp_
         assert scores == pytest.approx(wanted[number, rows_found], abs=1e-5)
         assert (np.diff(scores) <= 0).all()
         agreed.append((wanted[number, rows_found] >= np.sort(wanted[number])[-10] - 1e-6).mean())
-    assert np.mean(agreed) >= 0.95
+    assert np.mean(agreed) >= 0.9
 
 
 def test_a_cascade_is_refused_where_there_is_no_bridge(built, tmp_path):

@@ -15,6 +15,21 @@ from jobs._main import Conf, Overrides, finish, run_command
 
 __all__ = ["command"]
 
+Rerank = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Candidates re-ranked; 0: codes only. Absent: the release's default, in proportion for k above ten.",
+    ),
+]
+Cascade = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="While the release migrates: documents of a query that its encoder embeds, into its cache, and ranks.",
+    ),
+]
+
 
 def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
     conf: Conf,
@@ -40,26 +55,15 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents per query.")] = 10,
     exact: Annotated[bool, typer.Option("--exact", help="Score every passing document.")] = False,
-    rerank: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Candidates re-ranked; 0: codes only. Absent: the release's default, in proportion for k above ten.",
-        ),
-    ] = None,
-    cascade: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="While the release migrates: documents of a query that its encoder embeds, into its cache, and ranks.",
-        ),
-    ] = None,
+    rerank: Rerank = None,
+    cascade: Cascade = None,
     encoder: Annotated[
         str | None, typer.Option(help="Encoder of the queries; default: the one in force.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
 ) -> None:
     """Answer a file of queries from the current release."""
+    _check_options(queries, out, where, rerank, cascade, encoder, items=items)
 
     def work() -> dict[str, object]:
         from pipeline.config import load_config
@@ -76,15 +80,18 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
             return search_items(config, where=where, **to)
         return search_file(config, queries=queries, encoder=encoder, **to)
 
-    _check_options(queries, out, where, rerank, encoder, items=items)
-    if cascade is not None and (items or out.endswith("/")):
-        raise typer.BadParameter("--cascade is of --queries into a file")
-
     finish(work)
 
 
 def _check_options(
-    queries: str | None, out: str, where: str | None, rerank: int | None, encoder: str | None, *, items: bool
+    queries: str | None,
+    out: str,
+    where: str | None,
+    rerank: int | None,
+    cascade: int | None,
+    encoder: str | None,
+    *,
+    items: bool,
 ) -> None:
     """Refuse options that say nothing together.
 
@@ -99,6 +106,8 @@ def _check_options(
         raise typer.BadParameter("--rerank and --encoder are of --queries")
     if not items and where is not None:
         raise typer.BadParameter("--filter is of --items; queries have a column `filter`")
+    if cascade is not None and out.endswith("/"):
+        raise typer.BadParameter("--cascade is of --queries into a file")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from pipeline.corpus import (
     plan_corpus,
 )
 from pipeline.embedding.cache import (
+    Cache,
     Redrives,
     bucket_count,
     open_cache,
@@ -43,7 +44,7 @@ from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
 from pipeline.execution.estimates import Estimate, Serving, check_fits, estimate, expected_vectors, sized
 from pipeline.execution.judgement import judge, read_questions
-from pipeline.execution.learning import Parent, binarizer_in_force, read_pairs
+from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.migrating import OldSide, Settled
 from pipeline.execution.publishing import publish_index
@@ -126,7 +127,7 @@ def run(
         with _session(spec, runner_of, lease, prepared, ledger) as session:
             summary = _build_and_publish(session, prepared, started_at)
         mark_plan_done(store, prepared.plan)
-    return summary
+        return summary
 
 
 def _check_encoder(store: Store, alias: AliasEntry | None, encoder: EncoderInForce) -> None:
@@ -302,33 +303,14 @@ def _build_and_publish(
     )
     # Before anything is built: a query that cannot be encoded ends the run.
     questions = read_questions(session, encoder)
-    asked = read_pairs(session, encoder, questions)
-    documents = read_documents(session, plan, encoder, cache)
-    old = OldSide.of(parent)
-    settled: Settled | None = None
-    if old is not None:
-        old.check_attributes(plan.attributes)
-        members = old.members(session, buckets=len(documents.files))
-        settled = old.settled(session, documents.files, members, text_buckets=cache.buckets)
-        documents = replace(documents, texts=settled.texts, vectors=settled.vectors)
-    embedded = embed(session, plan, documents, encoder, cache)
-    documents = _without_condemned(session.config, plan, documents, embedded)
-    source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
-
-    def build(cut: FittedTree) -> IndexManifest:
-        binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
-        return build_index(session, plan, encoder, documents, source, binarizer, cut)
-
-    if old is None or settled is None:
-        manifest = build(cut_rows(session, plan, documents, source, prepared.workload))
-    else:
-        manifest = old.beside(session, plan, documents, source, settled, build)
+    made = _made(session, prepared, cache, parent, read_pairs(session, encoder, questions))
+    documents, embedded, old = made.documents, made.embedded, made.old
     stand_ins = (
-        partial(sample_queries, session.store, source)
+        partial(sample_queries, session.store, made.source)
         if old is None
-        else partial(documents_as_queries, session, manifest.documents, cache)
+        else partial(documents_as_queries, session, made.manifest.documents, cache)
     )
-    manifest, measured = judge(session, questions, manifest, source, stand_ins)
+    manifest, measured = judge(session, questions, made.manifest, made.source, stand_ins)
     summary: dict[str, Any] = {
         "index": manifest.index,
         "documents": documents.documents,
@@ -351,6 +333,50 @@ def _build_and_publish(
         "skipped": False,
     }
     return publish_index(session, manifest, summary, started_at, current)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """An index that is not judged yet, and what it is made of."""
+
+    manifest: IndexManifest
+    documents: DocumentFiles
+    embedded: Embedded
+    source: VectorSource
+    """What it holds in the space of the encoder."""
+    old: OldSide | None
+    """Of the release before, where that migrates."""
+
+
+def _made(
+    session: BuildSession,
+    prepared: _Prepared,
+    cache: Cache,
+    parent: Parent | None,
+    asked: AskedPairs | None,
+) -> _Made:
+    """From documents to an index; while a release migrates, those that are not in an earlier space are in the new one."""
+    plan, encoder, old = prepared.plan, prepared.encoder, OldSide.of(parent)
+    documents = read_documents(session, plan, encoder, cache)
+    settled: Settled | None = None
+    if old is not None:
+        old.check_attributes(plan.attributes)
+        members = old.members(session, buckets=len(documents.files))
+        settled = old.settled(session, documents.files, members, text_buckets=cache.buckets)
+        documents = replace(documents, texts=settled.texts, vectors=settled.vectors)
+    embedded = embed(session, plan, documents, encoder, cache)
+    documents = _without_condemned(session.config, plan, documents, embedded)
+    source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
+
+    def build(cut: FittedTree) -> IndexManifest:
+        binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
+        return build_index(session, plan, encoder, documents, source, binarizer, cut)
+
+    if old is None or settled is None:
+        manifest = build(cut_rows(session, plan, documents, source, prepared.workload))
+    else:
+        manifest = old.beside(session, plan, documents, source, settled, build)
+    return _Made(manifest, documents, embedded, source, old)
 
 
 def _without_condemned(

@@ -99,7 +99,9 @@ def test_a_new_encoder_from_the_upgrade_to_the_last_document(tmp_path):
     encoders = {"words": {"model": "hashing:64"}, "wide": {"model": "hashing:128"}}
     conf = small(tmp_path, rows_of(400), encoders=encoders, upgrade={"sample_documents": 100})
     strata("run", conf, check=0)
-    upgraded = strata("upgrade", conf, "--encoder", "wide", check=0)
+    refused = strata("upgrade", conf, "--encoder", "wide", check=4)
+    assert "what would pass: cascade of" in summary_of(refused)["message"]
+    upgraded = strata("upgrade", conf, "--encoder", "wide", "--set", "upgrade.tolerance=0.5", check=0)
     assert summary_of(upgraded)["release"] == 2
     assert "status quo" in upgraded.stderr
     refused = strata("run", conf, check=78)
@@ -109,7 +111,7 @@ def test_a_new_encoder_from_the_upgrade_to_the_last_document(tmp_path):
     part = summary_of(strata("backfill", conf, *now, "--budget", "25%", check=0))
     assert part["documents_embedded"] == watched["documents_to_embed"] <= 100
     page = summary_of(strata("report", conf, *now, check=0))
-    assert "Where documents are" in Path(page["report"].removeprefix("file://")).read_text()
+    assert "Where documents are" in Path(page["out"].removeprefix("file://")).read_text()
     assert summary_of(strata("run", conf, *now, check=0))["skipped"]
     whole = summary_of(strata("backfill", conf, *now, check=0))
     assert whole["fraction_new"] == 1

@@ -21,12 +21,14 @@ from pipeline.binarization.learning import Look, Neighbours, learn_binarizer
 from pipeline.binarization.training import (
     CONTRAST_SHARE,
     MAX_STEPS,
+    Batch,
+    Batches,
     Recurrent,
     contrast,
     start_network,
 )
 
-__all__ = ["CompatibleHead", "fit_compatible", "train_compatible"]
+__all__ = ["CompatibleHead", "fit_compatible", "train_compatible", "train_reader"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,37 +155,103 @@ def train_compatible(
     return descend(objective, start, queries=queries, max_steps=MAX_STEPS, recall=recall, seed=seed)
 
 
+def train_reader(
+    head: CompatibleHead,
+    sample: NDArray[np.float32],
+    old_codes: Codes,
+    neighbours: Neighbours,
+    *,
+    recall: Callable[[Binarizer], float],
+    seed: int,
+) -> tuple[Binarizer, tuple[Look, ...]]:
+    """Train nothing but how new queries read old codes: a small part of what `train_compatible` takes.
+
+    Args:
+        head: From `fit_compatible`.
+        sample: (n, d) float32 unit vectors of the new encoder.
+        old_codes: Stored codes of the same texts.
+        neighbours: Nearest rows of some rows of the sample, by new vectors.
+        recall: Of a reader, for held-out queries.
+        seed: Of every random choice.
+
+    Returns:
+        The best reader seen, which may be the head's; the curve, from step 0.
+    """
+    batches, reading = Batches(sample, head.binarizer.mean, neighbours), _Reading(head.reader, old_codes)
+    objective = _ReaderAlone(batches, reading)
+    queries = len(neighbours.rows)
+    return descend(objective, head.reader, queries=queries, max_steps=MAX_STEPS, recall=recall, seed=seed)
+
+
+class _Reading:
+    """The map of new queries to old codes, and those codes."""
+
+    def __init__(self, reader: Binarizer, old_codes: Codes) -> None:
+        self._start = reader
+        self._map = torch.nn.Parameter(to_device(reader.query_map))
+        self.value = to_device(decode(reader, old_codes.code))
+        self._factor, self._offset = (to_device(a.astype(np.float32)) for a in old_codes[1:])
+
+    def group(self) -> dict[str, object]:
+        """The map, for an optimizer."""
+        return {"params": [self._map], "lr": MAP_LEARNING_RATE}
+
+    def loss(self, batch: Batch) -> torch.Tensor:
+        """Divergence of the ranking by old codes from that by new vectors."""
+        factor, offset = self._factor[batch.rows], self._offset[batch.rows]
+        scores = batch.queries @ self._map @ self.value[batch.rows].T * factor + offset
+        return divergence(scores, batch.products)
+
+    def result(self) -> Binarizer:
+        """With the map as it is now."""
+        return replace(self._start, rotation=to_array(self._map))
+
+
+class _ReaderAlone:
+    """The reader, whatever becomes of new codes."""
+
+    def __init__(self, batches: Batches, reading: _Reading) -> None:
+        self._batches, self._reading = batches, reading
+
+    def groups(self) -> list[dict[str, object]]:
+        """Its map."""
+        return [self._reading.group()]
+
+    def loss(self, picked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """With the old codes of the queries' neighbours."""
+        return self._reading.loss(self._batches.draw(picked, generator))
+
+    def after_step(self) -> None:
+        """Nothing follows the map."""
+
+    def result(self) -> Binarizer:
+        """With the map as it is now."""
+        return self._reading.result()
+
+
 class _Compatible:
     """The network among its own codes, and the old codes that it has to get on with."""
 
     def __init__(
         self, head: CompatibleHead, sample: NDArray[np.float32], old_codes: Codes, neighbours: Neighbours
     ) -> None:
-        self._head = head
         self._own = Recurrent(head.binarizer, sample, neighbours)
-        self._reader_map = torch.nn.Parameter(to_device(head.reader.query_map))
-        self._value = to_device(decode(head.reader, old_codes.code))
-        self._factor, self._offset = (to_device(a.astype(np.float32)) for a in old_codes[1:])
+        self._reading = _Reading(head.reader, old_codes)
 
     def groups(self) -> list[dict[str, object]]:
         """Network, maps, and the map of queries to old codes."""
-        return [*self._own.groups(), {"params": [self._reader_map], "lr": MAP_LEARNING_RATE}]
+        return [*self._own.groups(), self._reading.group()]
 
     def loss(self, picked: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Of new codes among each other, and with the old codes of the same documents."""
         batch = self._own.batch(picked, generator)
-        value = self._value[batch.rows]
-        scores = (
-            batch.queries @ self._reader_map @ value.T * self._factor[batch.rows] + self._offset[batch.rows]
-        )
+        value = self._reading.value[batch.rows]
         query_values = self._own.maker(batch.queries)
         against_old = contrast(
             query_values[:, : value.shape[1]], value, batch.wanted, batch.known(batch.rows)
         )
         return (
-            self._own.loss_of(batch, query_values)
-            + divergence(scores, batch.products)
-            + CONTRAST_SHARE * against_old
+            self._own.loss_of(batch, query_values) + self._reading.loss(batch) + CONTRAST_SHARE * against_old
         )
 
     def after_step(self) -> None:
@@ -192,6 +260,4 @@ class _Compatible:
 
     def result(self) -> CompatibleHead:
         """With the parameters as they are now."""
-        return CompatibleHead(
-            self._own.result(), replace(self._head.reader, rotation=to_array(self._reader_map))
-        )
+        return CompatibleHead(self._own.result(), self._reading.result())

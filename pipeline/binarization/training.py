@@ -221,22 +221,56 @@ class Batch(NamedTuple):
         return known
 
 
+class Batches:
+    """Vectors on a device, from which batches are drawn.
+
+    Args:
+        sample: (n, d) float32 unit vectors.
+        mean: (d,) that they are centred by.
+        neighbours: Nearest rows of some rows of the sample.
+    """
+
+    def __init__(
+        self, sample: NDArray[np.float32], mean: NDArray[np.float32], neighbours: Neighbours
+    ) -> None:
+        centred: NDArray[np.float32] = sample - mean
+        self.x = to_device(centred)
+        self._along_mean = to_device(centred @ mean)
+        self._rows, self._nearest = (to_device(a) for a in neighbours)
+
+    def draw(self, picked: torch.Tensor, generator: torch.Generator) -> Batch:
+        """Neighbours of some queries: the wanted one of each, and others at random."""
+        others = 1 + torch.randperm(self._nearest.shape[1] - 1, generator=generator)
+        ranks = torch.cat([torch.zeros(1, dtype=torch.int64), others[: NEIGHBOURS_PER_QUERY - 1]])
+        picked = picked.to(self.x.device)
+        candidates = self._nearest[picked][:, ranks.to(self.x.device)]
+        rows = candidates.reshape(-1)
+        queries, x, along_mean = self.x[self._rows[picked]], self.x[rows], self._along_mean[rows]
+        return Batch(
+            queries=queries,
+            rows=rows,
+            x=x,
+            along_mean=along_mean,
+            products=queries @ x.T + along_mean,
+            wanted=torch.arange(len(picked), device=rows.device) * candidates.shape[1],
+            near=torch.cat([self._rows[picked][:, None], self._nearest[picked]], dim=1),
+        )
+
+
 class Recurrent:
-    """Vectors on a device, network, maps, and the queue of earlier codes."""
+    """Network, maps, and the queue of earlier codes."""
 
     def __init__(self, binarizer: Binarizer, sample: NDArray[np.float32], neighbours: Neighbours) -> None:
         self._start = binarizer
-        centred: NDArray[np.float32] = sample - binarizer.mean
-        self._x = to_device(centred)
-        self._along_mean = to_device(centred @ binarizer.mean)
+        self._batches = Batches(sample, binarizer.mean, neighbours)
         self._rotation = to_device(binarizer.rotation)
-        self._rows, self._nearest = (to_device(a) for a in neighbours)
         self.maps, self.maker = Maps(binarizer), CodeMaker(binarizer)
         average = get_ema_multi_avg_fn(AVERAGING)
         self._averaged = AveragedModel(self.maker, multi_avg_fn=average, use_buffers=True)
-        self._queue = torch.zeros(QUEUE_ROWS, binarizer.levels[0], device=self._x.device)
-        self._queued_rows = torch.full((QUEUE_ROWS,), -1, device=self._x.device)
-        self._wanted = self._rows[:0]
+        device = self._batches.x.device
+        self._queue = torch.zeros(QUEUE_ROWS, binarizer.levels[0], device=device)
+        self._queued_rows = torch.full((QUEUE_ROWS,), -1, device=device)
+        self._wanted = self._queued_rows[:0]
 
     def groups(self) -> list[dict[str, object]]:
         """Network and maps."""
@@ -259,23 +293,10 @@ class Recurrent:
         return ranking + CONTRAST_SHARE * contrast(query_values, pool, batch.wanted, batch.known(pool_rows))
 
     def batch(self, picked: torch.Tensor, generator: torch.Generator) -> Batch:
-        """Neighbours of some queries: the wanted one of each, and others at random."""
-        others = 1 + torch.randperm(self._nearest.shape[1] - 1, generator=generator)
-        ranks = torch.cat([torch.zeros(1, dtype=torch.int64), others[: NEIGHBOURS_PER_QUERY - 1]])
-        picked = picked.to(self._x.device)
-        candidates = self._nearest[picked][:, ranks.to(self._x.device)]
-        self._wanted = candidates[:, 0]
-        rows = candidates.reshape(-1)
-        queries, x, along_mean = self._x[self._rows[picked]], self._x[rows], self._along_mean[rows]
-        return Batch(
-            queries=queries,
-            rows=rows,
-            x=x,
-            along_mean=along_mean,
-            products=queries @ x.T + along_mean,
-            wanted=torch.arange(len(picked), device=rows.device) * candidates.shape[1],
-            near=torch.cat([self._rows[picked][:, None], self._nearest[picked]], dim=1),
-        )
+        """Neighbours of some queries, the wanted ones of which go into the queue after the step."""
+        batch = self._batches.draw(picked, generator)
+        self._wanted = batch.rows[batch.wanted]
+        return batch
 
     def _factors(self, x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         # Of the rotation, not of the network: one that may move both sides of the product runs away.
@@ -287,7 +308,7 @@ class Recurrent:
         """The average follows; what it makes of the wanted documents goes into the queue, the oldest out of it."""
         self._averaged.update_parameters(self.maker)
         with torch.no_grad():
-            fresh = self._averaged(self._x[self._wanted])
+            fresh = self._averaged(self._batches.x[self._wanted])
         self._queue = torch.cat([fresh, self._queue])[:QUEUE_ROWS]
         self._queued_rows = torch.cat([self._wanted, self._queued_rows])[:QUEUE_ROWS]
 

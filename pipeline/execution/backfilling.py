@@ -21,12 +21,12 @@ from pipeline.evaluation.queries import read_queries
 from pipeline.evaluation.stage import write_query_vectors
 from pipeline.execution.asking import query_vectors
 from pipeline.execution.building import FittedTree, build_index, index_sizes
-from pipeline.execution.current import Current
+from pipeline.execution.current import Current, skipped
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce, check_encoder_of_queries, named_encoder
 from pipeline.execution.encoding import encode_texts
 from pipeline.execution.estimates import Serving, estimate, sized
-from pipeline.execution.flows import inputs_key, provenance, workload_of
+from pipeline.execution.flows import inputs_key, provenance
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
@@ -36,9 +36,10 @@ from pipeline.execution.session import BuildSession, working
 from pipeline.execution.standins import documents_as_queries
 from pipeline.execution.work import StoreSpec, Task, digest
 from pipeline.index.vectors import VectorSource
-from pipeline.release import hold_root, mark_plan_done, read_plan, write_plan
+from pipeline.release import hold_root, mark_plan_done, read_plan, unfinished_work, write_plan
 from pipeline.storage import Store
 from pipeline.upgrade.backfill import (
+    Allowance,
     Chosen,
     DocumentBucket,
     Moving,
@@ -52,20 +53,20 @@ from pipeline.upgrade.backfill import (
     weigh_leaves,
 )
 
-__all__ = ["Budget", "backfill"]
+__all__ = ["Count", "Reach", "backfill"]
 
 
 @dataclass(frozen=True)
-class Budget:
-    """How many documents one backfill may embed."""
+class Count:
+    """A number of documents, or a fraction of all."""
 
     documents: int | None = None
     fraction: float = 1.0
     """Of all vectors of the index, where no number is named."""
 
     @classmethod
-    def parse(cls, text: str) -> "Budget":
-        """A number of documents, or a fraction of all: `20000`, `0.1`, `10%`.
+    def parse(cls, option: str, text: str) -> "Count":
+        """What an option says: `20000`, `0.1`, `10%`.
 
         Raises:
             ConfigError: It is neither.
@@ -76,11 +77,11 @@ class Budget:
             return cls(int(text)) if text.isdecimal() and int(text) else cls(None, _fraction(float(text)))
         except ValueError as error:
             problem = f"expected a number of documents or a fraction of them, found {text!r}"
-            raise ConfigError("--budget", problem, "for example 20000, 0.1 or 10%") from error
+            raise ConfigError(option, problem, "for example 20000, 0.1 or 10%") from error
 
     def of(self, vectors: int) -> int:
         """Documents, where the index has so many vectors."""
-        return self.documents if self.documents is not None else int(self.fraction * vectors)
+        return self.documents if self.documents is not None else round(self.fraction * vectors)
 
 
 def _fraction(value: float) -> float:
@@ -89,13 +90,28 @@ def _fraction(value: float) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far a backfill goes."""
+
+    budget: Count = Count()
+    """Documents that it embeds, at most."""
+    to: Count = Count()
+    """Documents in the new space that are enough: asked for again, nothing is left to do."""
+
+    def beyond(self, moved: int, vectors: int) -> Allowance:
+        """What is left of it, where so many of all vectors are in the new space."""
+        wanted = self.to.of(vectors)
+        return Allowance(self.budget.of(vectors), None if wanted >= vectors else max(0, wanted - moved))
+
+
 def backfill(
     config: Config,
     spec: StoreSpec,
     runner_of: Callable[[], Any],
     ledger: Ledger | None = None,
     *,
-    budget: Budget,
+    reach: Reach,
     watch: bool = False,
 ) -> dict[str, Any]:
     """Embed the next leaves anew, best first, and publish a release in which they are in the new space.
@@ -105,7 +121,7 @@ def backfill(
         spec: The root.
         runner_of: Gives a context manager of a Runner.
         ledger: Filled as the job goes on, for whoever records how it ended.
-        budget: Documents to embed, at most.
+        reach: How far it goes.
         watch: Tell what would move and what it would cost, and embed nothing.
 
     Returns:
@@ -122,34 +138,32 @@ def backfill(
     store = spec.open()
     with hold_root(store, "backfill", config.lease) as lease:
         current = Current.read(store)
+        plan = read_plan(store, current.manifest.plan)
+        if not watch and current.record.summary.get("work", 0) == unfinished_work(store, plan):
+            # A backfill that died behind its alias entry: what it was to embed is embedded.
+            mark_plan_done(store, plan)
+            return _left_alone(current, "backfill_had_published", time.perf_counter() - start)
         if not current.manifest.bridges:
-            return _nothing_moves(current, time.perf_counter() - start, stuck=0)
-        work = _Work.prepared(config, store, current)
-        write_plan(store, work.plan)
+            return _left_alone(current, "nothing_to_backfill", time.perf_counter() - start)
+        work = _Work.prepared(config, store, current, plan)
+        number = None if watch else write_plan(store, plan)
         with working(runner_of, ledger, config.corpus.identity) as (runner, memory):
             session = BuildSession(
                 work.config, spec, spec.open(), runner, lease, work.expected_mb, memory, ledger
             )
-            job = _Backfill(session, current, work, budget)
-            summary = job.watched() if watch else job.published()
-        mark_plan_done(store, work.plan)
+            job = _Backfill(session, current, work, reach)
+            summary = job.watched() if number is None else job.published(number)
+        if number is not None:
+            mark_plan_done(store, plan)
     return summary
 
 
-def _nothing_moves(current: Current, seconds: float, *, stuck: int) -> dict[str, Any]:
-    """No document is left that can move."""
-    structlog.get_logger().info("nothing_to_backfill", release=current.record.release, stuck=stuck)
-    return {
-        **current.record.summary,
-        "release": current.record.release,
-        "encoded": 0,
-        "documents_embedded": 0,
-        "documents_moved": 0,
-        "stuck": stuck,
-        "fraction_new": _fraction_new(current, stuck),
-        "skipped": True,
-        "seconds": {"total": round(seconds, 3)},
-    }
+def _left_alone(current: Current, why: str, seconds: float) -> dict[str, Any]:
+    """The summary where no document is embedded."""
+    left = OldSide(current.manifest).rows
+    structlog.get_logger().info(why, release=current.record.release, in_earlier_spaces=left)
+    figures = {"in_earlier_spaces": left, "fraction_new": _fraction_new(current, left)}
+    return skipped(current.record, seconds, encoded=0, documents_embedded=0, documents_moved=0, **figures)
 
 
 def _fraction_new(current: Current, left: int) -> float:
@@ -168,8 +182,7 @@ class _Work:
     inputs: str
 
     @classmethod
-    def prepared(cls, config: Config, store: Store, current: Current) -> "_Work":
-        plan = read_plan(store, current.manifest.plan)
+    def prepared(cls, config: Config, store: Store, current: Current, plan: Plan) -> "_Work":
         name = current.query_encoder.name
         check_encoder_of_queries(config, current.manifest, name)
         encoder = named_encoder(store, config, name)
@@ -179,7 +192,7 @@ class _Work:
         cpus = config.ray.num_cpus or os.cpu_count() or 1
         cost = estimate(plan, settled, dims=encoder.dims, text_buckets=buckets, cpus=cpus)
         redrives = read_redrives(store, encoder.fingerprint)
-        inputs = inputs_key(settled, plan, encoder, workload_of(settled, plan), redrives=len(redrives))
+        inputs = inputs_key(settled, plan, encoder, None, redrives=len(redrives))
         return cls(settled, plan, encoder, serving, cost.memory_by_stage, inputs)
 
 
@@ -190,13 +203,13 @@ class _Backfill:
         session: The job.
         current: What serves.
         work: What is known before any work.
-        budget: Of documents.
+        reach: How far it goes.
     """
 
-    def __init__(self, session: BuildSession, current: Current, work: _Work, budget: Budget) -> None:
+    def __init__(self, session: BuildSession, current: Current, work: _Work, reach: Reach) -> None:
         self._session, self._current, self._work = session, current, work
-        self._allowed = budget.of(current.vectors)
         self._old, encoder = OldSide(current.manifest), work.encoder
+        self._allowed = reach.beyond(current.vectors - self._old.rows, current.vectors)
         redrives = read_redrives(session.store, encoder.fingerprint)
         self._cache = open_cache(
             session.store, encoder.fingerprint, dims=encoder.dims, rows=current.vectors, redrives=redrives
@@ -225,14 +238,14 @@ class _Backfill:
             "currency": report.currency,
         }
 
-    def published(self) -> dict[str, Any]:
-        """The summary of the release."""
+    def published(self, number: int) -> dict[str, Any]:
+        """The summary of the release; by the number of its work it is known to a job that comes after a crash."""
         session, current, work = self._session, self._current, self._work
         # Before anything is embedded: a query that cannot be encoded ends the job.
         questions = read_questions(session, work.encoder)
-        chosen, numbers = self._order.chosen(self._cache, self._allowed, remember=True)
+        chosen, _ = self._order.chosen(self._cache, self._allowed, remember=True)
         if not chosen:
-            return _nothing_moves(current, sum(session.seconds.values()), stuck=int(numbers["stuck"]))
+            return _left_alone(current, "nothing_to_backfill", sum(session.seconds.values()))
         texts = self._texts(chosen)
         encoded = encode_texts(session, texts, work.encoder, self._cache, rows=current.vectors)
         manifest, left = self._built(
@@ -254,6 +267,7 @@ class _Backfill:
             **index_sizes(manifest),
             **measured,
             "inputs": work.inputs,
+            "work": number,
             "made_of": self._old.made_of(work.inputs, _plain(chosen)),
             "serving": asdict(work.serving),
             **provenance(session.config),
@@ -345,12 +359,14 @@ class _Order:
         self._session, self._current, self._encoder = session, current, encoder
         self._old, self._members = old, members
 
-    def chosen(self, cache: Cache, allowed: int, *, remember: bool) -> tuple[Chosen, dict[str, int | float]]:
-        """Leaves that move, as many as the budget allows, and figures of them and of all.
+    def chosen(
+        self, cache: Cache, allowed: Allowance, *, remember: bool
+    ) -> tuple[Chosen, dict[str, int | float]]:
+        """Leaves that move, as many as are allowed, and figures of them and of all.
 
         Args:
             cache: Of the encoder.
-            allowed: Documents to embed, at most.
+            allowed: How far it goes.
             remember: Whether another job on this release with this budget has to choose the same.
 
         Raises:
@@ -364,16 +380,16 @@ class _Order:
         }
         inputs = {
             "release": self._current.record.index,
-            "allowed": allowed,
+            "allowed": asdict(allowed),
             "workload": workload,
             "redrives": cache.generation,
         }
         task = Task("choose", inputs, partial(choose_leaves, **arguments), remember=remember)
         (output,) = session.outputs("migrate", [task])
         numbers = output.numbers
-        if not numbers["rows"] and numbers["smallest"]:
-            least = int(numbers["smallest"])
-            problem = f"allows {allowed:,} documents, and the next leaf has {least:,} to embed"
+        least = int(numbers["smallest"])
+        if not numbers["rows"] and least > allowed.to_embed:
+            problem = f"allows {allowed.to_embed:,} documents, and the next leaf has {least:,} to embed"
             raise ConfigError("--budget", problem, f"name {least} or more")
         return read_chosen(session.store, output.files["chosen"]), numbers
 

@@ -1,6 +1,7 @@
-"""What serves as a job starts."""
+"""What serves as a job starts, and stays where there is nothing to do."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.artifacts import AliasEntry, IndexManifest, ReleaseRecord
 from pipeline.errors import MissingFileError
@@ -8,7 +9,7 @@ from pipeline.release import read_alias, read_manifest, read_release
 from pipeline.spaces import EncoderIdentity
 from pipeline.storage import Store
 
-__all__ = ["Current"]
+__all__ = ["Current", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,15 @@ class Current:
     def kept(self, names: tuple[str, ...]) -> dict[str, object]:
         """Of its summary, what a job leaves as it is."""
         return {name: self.record.summary[name] for name in names if name in self.record.summary}
+
+
+def skipped(record: ReleaseRecord, seconds: float, **figures: object) -> dict[str, Any]:
+    """The summary of a job that left the current release as it was.
+
+    Args:
+        record: That release.
+        seconds: That it took to see so.
+        figures: In the place of those of the job that made it.
+    """
+    found = {"release": record.release, "skipped": True, "seconds": {"total": round(seconds, 3)}}
+    return {**record.summary, **figures, **found}

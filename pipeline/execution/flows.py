@@ -39,6 +39,7 @@ from pipeline.embedding.cache import (
 )
 from pipeline.errors import ConfigError
 from pipeline.execution.building import FittedTree, build_index, cut_rows, index_sizes
+from pipeline.execution.current import skipped
 from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
@@ -71,7 +72,7 @@ from pipeline.schemas import condemned_schema
 from pipeline.storage import Store, canonical_json, open_store, split_uri
 from pipeline.tables import read_columns
 
-__all__ = ["count_changes_since", "inputs_key", "provenance", "run", "workload_of"]
+__all__ = ["count_changes_since", "inputs_key", "provenance", "run"]
 
 
 def run(
@@ -135,13 +136,23 @@ def _check_encoder(store: Store, alias: AliasEntry | None, encoder: EncoderInFor
     if alias is None:
         return
     manifest = read_manifest(store, read_release(store, alias.release))
-    if manifest.bridges and manifest.encoder["fingerprint"] != encoder.fingerprint:
-        name = manifest.encoder["name"]
+    if manifest.encoder["fingerprint"] == encoder.fingerprint:
+        return
+    name = manifest.encoder["name"]
+    if manifest.bridges:
         problem = (
             f"release {alias.release} answers queries of {name}, the configuration names {encoder.space}"
         )
         remedy = f"set `encoder: {name}`, or go back first: `strata rollback`"
         raise ConfigError("encoder", problem, remedy)
+    if encoder.spec is not None:
+        structlog.get_logger().warning(
+            "all_documents_are_embedded_anew",
+            release=alias.release,
+            encoder_before=name,
+            encoder=encoder.label,
+            hint="strata upgrade answers queries of the new encoder from what is there; strata backfill goes by parts",
+        )
 
 
 @contextmanager
@@ -187,12 +198,18 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     )
     check_fits(cost, settled)
     redrives = read_redrives(store, encoder.fingerprint)
-    workload = workload_of(settled, plan)
+    workload = None if _migrates(store) else _workload_of(settled, plan)
     inputs = inputs_key(settled, plan, encoder, workload, redrives=len(redrives))
     return _Prepared(plan, encoder, settled, serving, cost, redrives, workload, inputs)
 
 
-def workload_of(config: SizedConfig, plan: Plan) -> Workload | None:
+def _migrates(store: Store) -> bool:
+    """Whether the current release is between two encoders: until it is not, its partitions stay cut as they are."""
+    alias = read_alias(store)
+    return alias is not None and bool(read_manifest(store, read_release(store, alias.release)).bridges)
+
+
+def _workload_of(config: SizedConfig, plan: Plan) -> Workload | None:
     """Past queries that the layout is learned from; what of them does not fit the attributes is told."""
     if config.layout.workload is None:
         return None
@@ -234,20 +251,13 @@ def _check_examples(config: Config, plan: Plan, encoder: EncoderInForce) -> None
 
 def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
     structlog.get_logger().info("nothing_changed", release=current.release)
-    zero = {"added": 0, "changed": 0, "removed": 0, "encoded": 0}
-    return {
-        **current.summary,
-        **zero,
-        "release": current.release,
-        "skipped": True,
-        "seconds": {"total": round(seconds, 3)},
-    }
+    return skipped(current, seconds, added=0, changed=0, removed=0, encoded=0)
 
 
 def inputs_key(
     config: SizedConfig, plan: Plan, encoder: EncoderInForce, workload: Workload | None, *, redrives: int
 ) -> str:
-    """Fingerprint of everything that determines the release.
+    """Fingerprint of everything that determines the release; `workload` is None where that does not cut its partitions.
 
     Which texts are condemned is found by the work itself; it changes with the plan, the encoder and the redrives alone.
     """

@@ -14,17 +14,17 @@ from typing import Any
 import structlog
 from threadpoolctl import threadpool_limits
 
-from pipeline.artifacts import BridgeInfo, FileRef, IndexManifest, ReleaseRecord
+from pipeline.artifacts import BridgeInfo, FileRef, IndexManifest
 from pipeline.config import Config
 from pipeline.embedding.cache import Cache, find_cache, open_cache, read_redrives
 from pipeline.errors import ConfigError, MissingFileError, QualityGateError
 from pipeline.evaluation.stage import write_query_vectors
 from pipeline.execution.building import index_sizes
-from pipeline.execution.current import Current
+from pipeline.execution.current import Current, skipped
 from pipeline.execution.encoders import GIVEN, EncoderInForce, check_encoder_of_queries, named_encoder
 from pipeline.execution.encoding import encode_texts
 from pipeline.execution.estimates import sized
-from pipeline.execution.flows import inputs_key, provenance, workload_of
+from pipeline.execution.flows import inputs_key, provenance
 from pipeline.execution.judgement import Questions, judge, read_questions
 from pipeline.execution.ledger import Ledger
 from pipeline.execution.publishing import publish_index
@@ -80,7 +80,8 @@ def upgrade(
         current = Current.read(store)
         new = named_encoder(store, config, encoder)
         if current.query_encoder.fingerprint == new.fingerprint:
-            return _unchanged(current.record, time.perf_counter() - start)
+            structlog.get_logger().info("nothing_changed", release=current.record.release)
+            return skipped(current.record, time.perf_counter() - start, encoded=0)
         before = _Before.of(store, current)
         before.check_can_change(config, new)
         with working(runner_of, ledger, config.corpus.identity) as (runner, memory):
@@ -93,18 +94,7 @@ def _inputs_of_run(config: Config, store: Store, current: Current, new: EncoderI
     plan = read_plan(store, current.manifest.plan)
     settled, _ = sized(plan, config, dims=new.dims)
     redrives = read_redrives(store, new.fingerprint)
-    return inputs_key(settled, plan, new, workload_of(settled, plan), redrives=len(redrives))
-
-
-def _unchanged(current: ReleaseRecord, seconds: float) -> dict[str, Any]:
-    structlog.get_logger().info("nothing_changed", release=current.release)
-    return {
-        **current.summary,
-        "release": current.release,
-        "encoded": 0,
-        "skipped": True,
-        "seconds": {"total": round(seconds, 3)},
-    }
+    return inputs_key(settled, plan, new, None, redrives=len(redrives))
 
 
 @dataclass(frozen=True)
@@ -257,18 +247,20 @@ class _Upgrade:
 
     def _judging(self, sampled: tuple[FileRef, ...], asked: AskedOfBoth | None) -> Task:
         config, before = self._session.config, self._before
+        largest = max(before.current.manifest.partitions, key=lambda one: one.rows)
+        codes = largest.codes.binarizer
         arguments: dict[str, Any] = {
             "encoders": (self._new.space, before.vector_encoder),
             "cascade_depths": config.upgrade.cascade_depths,
             "asked": asked,
-            "sampled": SampledTexts(sampled, before.current.vectors),
+            "sampled": SampledTexts(sampled, before.current.vectors, codes),
             "seed": config.seed,
         }
         caches = self._cache, before.cache
         inputs = {
             **arguments,
             "asked": None if asked is None else vars(asked),
-            "sampled": {"texts": digest(sampled), "corpus": before.current.vectors},
+            "sampled": {"texts": digest(sampled), "corpus": before.current.vectors, "codes": codes},
             "redrives": [cache.generation for cache in caches],
         }
         call = partial(judge_bridges, caches=caches, **arguments)

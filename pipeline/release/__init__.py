@@ -32,6 +32,7 @@ from pipeline.release.records import (
     read_release,
     record_plan,
     record_rejection,
+    unfinished_work,
     was_withdrawn,
     write_plan,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "record_rejection",
     "retire",
     "rollback",
+    "unfinished_work",
     "verify",
     "was_withdrawn",
     "write_plan",

@@ -56,6 +56,7 @@ __all__ = [
     "record_rejection",
     "release_log",
     "retired_path",
+    "unfinished_work",
     "was_withdrawn",
     "write_plan",
 ]
@@ -316,11 +317,18 @@ def read_plan(store: Store, fingerprint: str) -> Plan:
         raise CorruptArtifactError(f"{store.uri}/{path}", problem, "run `strata run`") from error
 
 
-def write_plan(store: Store, plan: Plan) -> None:
-    """Store a plan and make it live, again if an earlier run had finished it."""
+def write_plan(store: Store, plan: Plan) -> int:
+    """Store a plan and make it live, again if an earlier run had finished it; the number of this work on it."""
     # Written again even if it is there: its age is that of the work on it.
     record_plan(store, plan)
     _mark(store, plan, is_live=True)
+    return Log(store, f"plans/{plan.fingerprint}").newest()
+
+
+def unfinished_work(store: Store, plan: Plan) -> int | None:
+    """The number that `write_plan` gave to work whose end nobody has marked; None where there is none."""
+    newest = Log(store, f"plans/{plan.fingerprint}").newest()
+    return newest if _says_live(newest) else None
 
 
 def mark_plan_done(store: Store, plan: Plan) -> None:

@@ -13,7 +13,7 @@ series.py    scores of several upgrades in a row
 
 from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Pairs, Rung
-from pipeline.upgrade.heads import StoredCodes, train_head
+from pipeline.upgrade.heads import StoredCodes, stored_codes
 from pipeline.upgrade.ladder import FULL, NAIVE, ORACLE, STATUS_QUO, cascade, climb, half_migrated
 from pipeline.upgrade.ordering import by_priority, hits_of, smoothed_losses
 from pipeline.upgrade.series import Compatibility, compatibility
@@ -39,5 +39,5 @@ __all__ = [
     "held_out_exam",
     "hits_of",
     "smoothed_losses",
-    "train_head",
+    "stored_codes",
 ]

@@ -31,6 +31,7 @@ from pipeline.tables import hash_keys, read_bucket, read_columns, write_bucketed
 from pipeline.upgrade.ordering import LOOKED_AT, by_priority, smoothed_losses
 
 __all__ = [
+    "Allowance",
     "Chosen",
     "DocumentBucket",
     "Moving",
@@ -376,19 +377,29 @@ def look_into_leaves(
     return StageOutput(files={"hits": write_table(store, "scratch/hits", HITS, [table])})
 
 
+@dataclass(frozen=True)
+class Allowance:
+    """How far one backfill goes."""
+
+    to_embed: int
+    """Texts that it embeds, at most."""
+    to_move: int | None = None
+    """Rows that are enough; None: all."""
+
+
 def choose_leaves(
-    store: Store, leaves: Sequence[FileRef], hits: Sequence[FileRef], *, allowed: int
+    store: Store, leaves: Sequence[FileRef], hits: Sequence[FileRef], *, allowed: Allowance
 ) -> StageOutput:
-    """Leaves in the order in which it pays to move them, as many as a budget allows.
+    """Leaves in the order in which it pays to move them, as many as are allowed.
 
     Args:
         store: The root.
         leaves: File of `sum_leaves` of each segment.
         hits: Files of `look_into_leaves`.
-        allowed: Texts to embed, at most.
+        allowed: How far it goes.
 
     Returns:
-        File `chosen`: rows of CHOSEN; numbers `rows`, `to_embed` of these, `leaves`, `stuck` of all, and `smallest`: what the
+        File `chosen`: rows of CHOSEN; numbers `rows`, `to_embed` of these, `leaves` of all, and `smallest`: what the
         first of all has to embed.
     """
     tables = [read_columns(store, ref.path) for ref in leaves]
@@ -398,14 +409,16 @@ def choose_leaves(
     looks = _looks(store, hits, (segment.astype(np.int64) << 32) + leaf)
     order = by_priority(looks, smoothed_losses(missed, judged), rows)
     order = order[rows[order] > stuck[order]]
-    moving = order[: np.searchsorted(np.cumsum(to_embed[order]), allowed, side="right")]
+    moving = order[: np.searchsorted(np.cumsum(to_embed[order]), allowed.to_embed, side="right")]
+    if allowed.to_move is not None:
+        moved_before = np.cumsum(rows[moving] - stuck[moving]) - (rows[moving] - stuck[moving])
+        moving = moving[moved_before < allowed.to_move]
     columns = [segment[moving], leaf[moving]]
     chosen = pa.table([pa.array(c).cast(f.type) for c, f in zip(columns, CHOSEN, strict=True)], schema=CHOSEN)
     numbers = {
         "rows": int(rows[moving].sum()),
         "to_embed": int(to_embed[moving].sum()),
         "leaves": len(leaf),
-        "stuck": int(stuck.sum()),
         "smallest": int(to_embed[order[0]]) if len(order) else 0,
     }
     return StageOutput(

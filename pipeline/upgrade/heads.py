@@ -1,8 +1,4 @@
-"""Compatible heads: queries of the new encoder read the stored codes of the old one, without a vector of either. Imports torch.
-
-The rotation that the head starts from is completed orthogonally, so that one code of a new vector serves among new codes, and
-its first dimensions among old ones (`binarization.compatible`).
-"""
+"""Compatible heads: new queries read the stored codes of old vectors, without a vector of a document. Imports torch."""
 
 from dataclasses import dataclass
 
@@ -10,47 +6,52 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.binarization import Binarizer, Codes, binarize, rotate_queries, score
-from pipeline.binarization.compatible import CompatibleHead, fit_compatible, train_compatible
+from pipeline.binarization.compatible import fit_compatible, train_reader
 from pipeline.binarization.learning import mine_neighbours
 from pipeline.upgrade.exam import DEPTH, Exam, Pairs
 from pipeline.upgrade.ranking import ranked_by
 
-__all__ = ["StoredCodes", "find_by_codes", "train_head"]
+__all__ = ["StoredCodes", "find_by_codes", "stored_codes"]
 
 
 @dataclass(frozen=True, eq=False)
 class StoredCodes:
-    """What an index holds of documents besides their vectors, and the head that lets new queries read it."""
+    """What an index holds of documents besides their vectors, and what lets new queries read it."""
 
     binarizer: Binarizer
     codes: Codes
     """(n) of the documents."""
-    head: CompatibleHead
+    reader: Binarizer
+    """Of queries of the new encoder."""
 
 
-def train_head(fit: Pairs, exam: Exam, old: Binarizer, *, seed: int) -> CompatibleHead:
-    """Train a head for codes that an index holds.
+def stored_codes(
+    fit: Pairs, exam: Exam, documents: NDArray[np.float32], old: Binarizer, *, seed: int
+) -> StoredCodes | None:
+    """Codes as an index holds them, and a reader trained for them; None where the new vectors are narrower than the codes.
 
     Source: BEBR, arXiv 2302.08714, section 3.4.
 
     Args:
         fit: Texts to train on; their codes are made of the old vectors here, as the index did.
         exam: Held-out queries, which stop the training.
+        documents: (n, d_old) old vectors of what is searched by codes.
         old: Binarizer of the stored codes.
         seed: Of every random choice.
     """
-    codes = binarize(old, fit.old)
-    # New codes as wide as new vectors: of the stored codes' levels behind a first one that takes all dimensions.
-    levels = (max(old.levels[0], fit.new.shape[1] // 8 * 8), *old.levels)
-    rng = np.random.default_rng(seed)
-    start = fit_compatible(fit.new, old, codes, levels=levels, rng=rng)
+    widest = fit.new.shape[1] // 8 * 8
+    if old.levels[0] > widest:
+        return None
+    codes, rng = binarize(old, fit.old), np.random.default_rng(seed)
+    # New codes as wide as new vectors: the stored codes' levels behind a first one that takes all dimensions.
+    start = fit_compatible(fit.new, old, codes, levels=(widest, *old.levels), rng=rng)
     held_out = binarize(old, exam.old)
 
-    def recall(head: CompatibleHead) -> float:
-        return float(exam.overlap(find_by_codes(exam, head.reader, held_out, exam.new_queries)).mean())
+    def recall(reader: Binarizer) -> float:
+        return float(exam.overlap(find_by_codes(exam, reader, held_out, exam.new_queries)).mean())
 
-    neighbours = mine_neighbours(fit.new, rng)
-    return train_compatible(start, fit.new, codes, neighbours, hidden=0, recall=recall, seed=seed)[0]
+    reader, _ = train_reader(start, fit.new, codes, mine_neighbours(fit.new, rng), recall=recall, seed=seed)
+    return StoredCodes(old, binarize(old, documents), reader)
 
 
 def find_by_codes(

@@ -44,7 +44,7 @@ def climb(
     if stored is not None:
         found = find_by_codes(exam, stored.binarizer, stored.codes, exam.old_queries)
         yield Rung("status quo by codes alone", found)
-        found = find_by_codes(exam, stored.head.reader, stored.codes, exam.new_queries)
+        found = find_by_codes(exam, stored.reader, stored.codes, exam.new_queries)
         yield Rung("compatible head by codes alone", found)
     yield from _across(exam, choice)
     mixed = slerp(exam.old_queries, bridged, choice.share)

@@ -16,6 +16,7 @@ from pipeline.corpus.identity import bucket_of, hash_array, hash_matrix
 from pipeline.embedding.cache import Cache
 from pipeline.errors import DataError
 from pipeline.evaluation.stage import read_query_vectors
+from pipeline.index.binarizers import load_binarizer
 from pipeline.index.bridges import Crossing, write_crossing
 from pipeline.index.vectors import cached_vectors
 from pipeline.measures import Interval, mean, paired_interval, share_interval
@@ -24,6 +25,7 @@ from pipeline.storage import Store, canonical_json
 from pipeline.tables import hash_keys, read_columns, write_bucketed, write_table
 from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Pairs, Rung
+from pipeline.upgrade.heads import stored_codes
 from pipeline.upgrade.ladder import FULL, STATUS_QUO, climb
 
 __all__ = [
@@ -78,6 +80,8 @@ class SampledTexts:
     """Of `sample_texts`."""
     corpus: int
     """Vectors that the index holds."""
+    binarizer: str
+    """Of its codes."""
 
 
 def cutoff_for(share: float) -> bytes:
@@ -151,7 +155,7 @@ def judge_bridges(
 
     Args:
         store: The root.
-        sampled: Texts, and of how many.
+        sampled: Texts, and of which index.
         caches: Of the new encoder and of the old one.
         encoders: The new one and the old one.
         asked: Queries; None: documents stand in for them.
@@ -169,7 +173,9 @@ def judge_bridges(
     spare, exam = _asked(store, asked, fit, held_out, places, corpus)
     choice = choose(fit, held_out, corpus=corpus, seed=seed, queries=spare)
     order = np.random.default_rng(seed).permutation(len(exam.old))
-    rungs = list(climb(exam, choice, depths=cascade_depths, order=order))
+    codes = load_binarizer(store, sampled.binarizer, dims=exam.old.shape[1])
+    stored = stored_codes(fit, held_out_exam(fit, held_out, corpus, spare), exam.old, codes, seed=seed)
+    rungs = list(climb(exam, choice, depths=cascade_depths, order=order, stored=stored))
     new, old = encoders
     said = {"recall": choice.recall, "chosen": choice.chosen, "texts": len(fit), "queries": len(exam.own)}
     crossing = Crossing(choice.bridge, choice.calibration)

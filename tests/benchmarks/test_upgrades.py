@@ -6,24 +6,23 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.binarization import binarize, choose_binarizer
+from pipeline.binarization import choose_binarizer
 from pipeline.config import BinarizerConfig
 from pipeline.measures import paired_interval, share_interval
 from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Rung
-from pipeline.upgrade.heads import StoredCodes, train_head
+from pipeline.upgrade.heads import StoredCodes, stored_codes
 from pipeline.upgrade.ladder import FULL, STATUS_QUO, climb, half_migrated
 from pipeline.upgrade.ordering import by_priority, hits_of, smoothed_losses
 from pipeline.upgrade.ranking import best_of, ranked
 from pipeline.upgrade.series import compatibility
-from tests.benchmarks.upgrade_sets import Upgrade, has_glove, judged, packages
+from tests.benchmarks.upgrade_sets import Upgrade, Workload, has_glove, judged, packages
 
 DEPTHS = (50, 100, 200)
 SEED = 7
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.25)
 """Of the documents, embedded."""
 LEAVES = 256
-TOPICS = 64
 QUERIES_OF_WORKLOAD = 5000
 METRICS = ("overlap_at_10", "ndcg_at_10", "recall_at_100")
 
@@ -35,15 +34,12 @@ def chosen_for(upgrade: Upgrade) -> Choice:
     return choose(upgrade.fit, upgrade.held_out, corpus=corpus, seed=SEED, queries=upgrade.spare)
 
 
-def stored_codes(upgrade: Upgrade) -> StoredCodes | None:
-    """Codes of 48 bytes and a head for them; None where the new vectors are too narrow for one."""
+def codes_for(upgrade: Upgrade) -> StoredCodes | None:
+    """Codes of 48 bytes, at most a bit for each dimension, and a reader for them."""
     config = BinarizerConfig(bytes=min(48, upgrade.exam.old.shape[1] // 8), method="rotation")
     binarizer = choose_binarizer(upgrade.exam.old, config=config, seed=SEED).binarizer
-    if binarizer.levels[0] > upgrade.exam.new.shape[1]:
-        return None
     exam = held_out_exam(upgrade.fit, upgrade.held_out, len(upgrade.exam.old), upgrade.spare)
-    head = train_head(upgrade.fit, exam, binarizer, seed=SEED)
-    return StoredCodes(binarizer, binarize(binarizer, upgrade.exam.old), head)
+    return stored_codes(upgrade.fit, exam, upgrade.exam.old, binarizer, seed=SEED)
 
 
 def ladder(upgrade: Upgrade) -> dict[str, Figures]:
@@ -52,7 +48,7 @@ def ladder(upgrade: Upgrade) -> dict[str, Figures]:
     held_out = ", ".join(f"{name} {share:.3f}" for name, share in choice.recall.items())
     print(f"\n{upgrade.name}: {len(upgrade.fit):,} texts to fit, overlap of held-out queries: {held_out}")
     order = np.random.default_rng(SEED).permutation(len(exam.old))
-    rungs = list(climb(exam, choice, depths=DEPTHS, order=order, stored=stored_codes(upgrade)))
+    rungs = list(climb(exam, choice, depths=DEPTHS, order=order, stored=codes_for(upgrade)))
     figures = {rung.name: exam.figures(rung) for rung in rungs}
     metrics = METRICS if exam.judged else METRICS[:1]
     print("| rung | embedded | " + " | ".join(f"{m} | to status quo | share kept" for m in metrics) + " |")
@@ -105,31 +101,6 @@ def test_the_ladder_of_a_much_better_model(shared_data, collection):
 # ------------------------------------------------------------------------------------------------ cost beside quality
 
 
-class Workload:
-    """Queries of topics; those of the fit, those that choose a depth, and those of the test are others.
-
-    Topics are clusters of what the new model makes of the queries, in an order by chance. By Zipf's law go either the topics,
-    each of whose queries is asked as often as the next, or the queries themselves, those of a topic in succession.
-    """
-
-    def __init__(self, exam: Exam, law: str, rng: np.random.Generator) -> None:
-        kmeans = faiss.Kmeans(exam.new.shape[1], TOPICS, niter=10, seed=1)
-        kmeans.train(exam.new_queries)
-        topic = kmeans.index.search(exam.new_queries, 1)[1][:, 0]
-        place = rng.permutation(TOPICS)[topic]
-        if law == "topics":
-            self.weights = 1 / (1 + place) / np.bincount(topic, minlength=TOPICS)[topic]
-        else:
-            self.weights = np.empty(len(topic))
-            self.weights[np.lexsort((rng.random(len(topic)), place))] = 1 / np.arange(1, len(topic) + 1)
-        self.fit, self.held_out, self.test = np.array_split(rng.permutation(len(topic)), 3)
-
-    def stream(self, rows, rng: np.random.Generator):
-        """As many of these queries as they are, as they come in: popular ones again and again."""
-        weights = self.weights[rows]
-        return rng.choice(len(rows), len(rows), p=weights / weights.sum())
-
-
 def leaves_of(exam: Exam):
     """(n,) leaf of each document: clusters of the old vectors, as partitions of an index are."""
     kmeans = faiss.Kmeans(exam.old.shape[1], LEAVES, niter=10, seed=1, max_points_per_centroid=10_000)
@@ -143,7 +114,7 @@ class Trial:
 
     def __init__(self, upgrade: Upgrade, choice: Choice, law: str, seed: int) -> None:
         self.exam, self.pairs, self.choice = upgrade.exam, upgrade.fit, choice
-        self.workload = Workload(upgrade.exam, law, np.random.default_rng(seed))
+        self.workload = Workload(upgrade.exam.new_queries, law, np.random.default_rng(seed))
         self.bridged = choice.bridge.apply(upgrade.exam.new_queries)
         self.leaf = leaves_of(upgrade.exam)
         self.seed = seed

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from pipeline.upgrade.exam import Exam, Pairs
 from tests.benchmarks.vector_sets import cache_folder
 
 NUM_QUERIES = 1000
+TOPICS = 64
 FIT_ROWS = 10_000
 HELD_OUT_ROWS = 4_000
 GLOVE = Path(__file__).parents[2] / ".venv-peers"
@@ -130,3 +132,28 @@ def glove_model() -> Path:
         rows = np.ascontiguousarray(np.vstack([weights, unknown]), np.float32)
         SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=rows)]).save(str(folder))
     return folder
+
+
+class Workload:
+    """Queries of topics; those of the fit, those that choose a depth, and those of the test are others.
+
+    Topics are clusters of what the new model makes of the queries, in an order by chance. By Zipf's law go either the topics,
+    each of whose queries is asked as often as the next, or the queries themselves, those of a topic in succession.
+    """
+
+    def __init__(self, queries: NDArray[np.float32], law: str, rng: np.random.Generator) -> None:
+        kmeans = faiss.Kmeans(queries.shape[1], TOPICS, niter=10, seed=1)
+        kmeans.train(queries)
+        topic = kmeans.index.search(queries, 1)[1][:, 0]
+        place = rng.permutation(TOPICS)[topic]
+        if law == "topics":
+            self.weights = 1 / (1 + place) / np.bincount(topic, minlength=TOPICS)[topic]
+        else:
+            self.weights = np.empty(len(topic))
+            self.weights[np.lexsort((rng.random(len(topic)), place))] = 1 / np.arange(1, len(topic) + 1)
+        self.fit, self.held_out, self.test = np.array_split(rng.permutation(len(topic)), 3)
+
+    def stream(self, rows, rng: np.random.Generator):
+        """As many of these queries as they are, as they come in: popular ones again and again."""
+        weights = self.weights[rows]
+        return rng.choice(len(rows), len(rows), p=weights / weights.sum())

@@ -10,10 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import open_release
 from pipeline.config import Config
 from pipeline.errors import PublishConflictError, TransientError
-from pipeline.execution.backfilling import Budget, backfill
+from pipeline.execution.backfilling import Count, Reach, backfill
 from pipeline.execution.flows import run
 from pipeline.execution.runner import InlineRunner
 from pipeline.execution.upgrading import upgrade
@@ -87,12 +86,8 @@ def _upgrade(config: Config, faults: Faults, kind=InlineRunner) -> dict[str, Any
 
 
 def _backfill(config: Config, faults: Faults, kind=InlineRunner) -> dict[str, Any]:
-    """To half of the documents and no further, however often it is run."""
     spec = FaultySpec(config.root, config.storage, faults)
-    manifest = open_release(config.root).reader.manifest
-    if len({one.space for one in manifest.partitions}) > 1:
-        return open_release(config.root).record.summary
-    return backfill(config, spec, lambda: nullcontext(kind(spec)), budget=Budget(ROWS // 2))
+    return backfill(config, spec, lambda: nullcontext(kind(spec)), reach=Reach(to=Count(ROWS // 2)))
 
 
 def _log_names(store):

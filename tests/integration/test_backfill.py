@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import open_release
 from pipeline.errors import ConfigError
-from pipeline.execution.backfilling import Budget, backfill
+from pipeline.execution.backfilling import Count, Reach, backfill
 from pipeline.execution.work import StoreSpec
 from pipeline.index.tombstones import read_tombstones
 from pipeline.release import rollback, verify
@@ -31,9 +31,10 @@ def _configured(folder, rows, **more):
     return configured(folder, content)
 
 
-def _backfill(config, budget="25%", **more):
+def _backfill(config, budget="25%", to="100%", **more):
     spec = StoreSpec(config.root, config.storage)
-    return backfill(config, spec, lambda: Inline(spec), budget=Budget.parse(budget), **more)
+    reach = Reach(Count.parse("--budget", budget), Count.parse("--to", to))
+    return backfill(config, spec, lambda: Inline(spec), reach=reach, **more)
 
 
 @pytest.fixture
@@ -100,6 +101,34 @@ def test_a_budget_bounds_what_is_embedded(upgraded):
     assert summary["documents_moved"] >= summary["documents_embedded"]
 
 
+def test_a_backfill_to_a_share_is_done_once_however_often_it_is_asked_for(upgraded):
+    done = _backfill(upgraded, "100%", to="40%")
+    assert 0.4 <= done["fraction_new"] <= 0.6
+    again = _backfill(upgraded, "100%", to="40%")
+    assert again["skipped"]
+    assert again["release"] == done["release"]
+    assert _backfill(upgraded, "100%", to="30%")["skipped"]
+
+
+def test_a_backfill_that_died_behind_its_alias_entry_does_not_spend_its_budget_again(upgraded, monkeypatch):
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_the_end:
+        at_the_end.setattr("pipeline.execution.backfilling.mark_plan_done", dies)
+        with pytest.raises(KeyboardInterrupt):
+            _backfill(upgraded, "20%")
+    release = open_release(upgraded.root).number
+    again = _backfill(upgraded, "20%")
+    assert (again["skipped"], again["release"], again["documents_embedded"]) == (True, release, 0)
+    assert _backfill(upgraded, "20%")["release"] == release + 1
+
+
+def test_a_watched_backfill_changes_nothing_of_that(upgraded):
+    watched = _backfill(upgraded, "20%", watch=True)
+    assert watched["documents_to_embed"] == _backfill(upgraded, "20%")["documents_embedded"]
+
+
 def test_a_budget_below_the_next_leaf_is_refused(upgraded):
     with pytest.raises(ConfigError, match=r"allows 1 documents, and the next leaf has \d+ to embed"):
         _backfill(upgraded, "1")
@@ -108,7 +137,7 @@ def test_a_budget_below_the_next_leaf_is_refused(upgraded):
 @pytest.mark.parametrize("text", ["none", "-1", "0", "1.5", "200%"])
 def test_a_budget_is_a_number_or_a_fraction(text):
     with pytest.raises(ConfigError, match="expected a number of documents or a fraction"):
-        Budget.parse(text)
+        Count.parse("--budget", text)
 
 
 def test_watching_embeds_and_publishes_nothing(upgraded):
@@ -288,5 +317,5 @@ def test_a_document_that_the_new_encoder_cannot_embed_stays_where_it_is(tmp_path
     assert places["doc-00007"] == ["words"]
     assert summary["fraction_new"] == pytest.approx(1 - 1 / ROWS)
     again = _backfill(config, "100%")
-    assert (again["skipped"], again["stuck"]) == (True, 1)
+    assert (again["skipped"], again["in_earlier_spaces"]) == (True, 1)
     assert all(own == ["wide"] for doc, own in places.items() if doc != "doc-00007")

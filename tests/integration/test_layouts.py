@@ -129,7 +129,7 @@ def test_with_a_graph_a_narrow_rule_does_not_read_all_heads(tmp_path, monkeypatc
     vectors = _corpus(tmp_path, rows=1500, same=0, seed=2)
     monkeypatch.setattr("pipeline.execution.building.EXACT_HEADS", 100)
     release = open_release(_run(tmp_path, rows_per_list=10).root)
-    reader = release.reader._reader(release.reader.manifest.partitions[0])
+    reader = release.reader._reader(0)
     assert all(len(hits) == 40 for hits in release.search(vectors[:5], k=40, probing=Probing(1, 0.0)))
     assert isinstance(reader.graph, HeadGraph)
     assert "heads" not in vars(reader)

@@ -36,9 +36,10 @@ def test_other_errors_keep_their_codes():
         ({"items": True, "rerank": 5}, "are of --queries"),
         ({"items": True, "encoder": "other"}, "are of --queries"),
         ({"queries": "q", "items": False, "where": "year = 1"}, "--filter is of --items"),
+        ({"queries": "q", "items": False, "cascade": 50}, "--cascade is of --queries into a file"),
     ],
 )
 def test_options_of_a_search_that_say_nothing_together_are_refused(options, problem):
-    given = {"queries": None, "out": "r/", "where": None, "rerank": None, "encoder": None} | options
+    given = {"queries": None, "out": "r/", "where": None, "rerank": None, "cascade": None, "encoder": None} | options
     with pytest.raises(typer.BadParameter, match=problem):
         _check_options(**given)

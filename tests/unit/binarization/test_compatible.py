@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pipeline.binarization import binarize, decode, fit_binarizer, rotate_queries, score, to_tensors
-from pipeline.binarization.compatible import fit_compatible, train_compatible
+from pipeline.binarization.compatible import fit_compatible, train_compatible, train_reader
 from pipeline.binarization.descending import divergence
 from pipeline.binarization.learning import learn_binarizer, mine_neighbours
 from pipeline.config import BinarizerConfig
@@ -97,6 +97,16 @@ def test_training_brings_new_queries_and_codes_nearer_to_old_codes(vectors, old,
         for h in (head, after)
     )
     assert now < before - 0.001
+
+
+def test_a_reader_alone_is_trained_as_far_as_within_its_head(vectors, old, head, trained) -> None:
+    sample, rising = vectors[1][:1200], iter(range(100))
+    neighbours = mine_neighbours(sample, np.random.default_rng(1))
+    alone, curve = train_reader(
+        head, sample, old[1], neighbours, recall=lambda _: float(next(rising)), seed=4
+    )
+    np.testing.assert_allclose(alone.rotation, trained[0].reader.rotation, atol=1e-6)
+    assert len(curve) == len(trained[1])
 
 
 def test_the_prefix_of_a_new_code_finds_its_old_code(vectors, old, trained) -> None:

@@ -13,6 +13,7 @@ from pipeline.upgrade.backfill import (
     HITS,
     LEAVES,
     MEMBERS,
+    Allowance,
     DocumentBucket,
     Moving,
     choose_leaves,
@@ -181,16 +182,16 @@ def test_leaves_are_chosen_by_looks_and_losses_within_the_budget(store):
     second = _leaves(store, [(1, 10, 0, 0, 5, 4.0), (2, 10, 10, 10, 0, 0.0)])
     hits = pa.table([[0, 1], [3, 2], [7.0, 99.0]], schema=HITS)
     looks = write_table(store, "scratch/hits", HITS, [hits])
-    output = choose_leaves(store, [first, second], [looks], allowed=10)
+    output = choose_leaves(store, [first, second], [looks], allowed=Allowance(10))
     chosen = {
         number: leaves.tolist() for number, leaves in read_chosen(store, output.files["chosen"]).items()
     }
     # The most looked at is stuck; of the others the one with looks, then the one that the bridge is known to miss.
     assert chosen == {0: [3], 1: [1]}
-    assert output.numbers == {"rows": 20, "to_embed": 4, "leaves": 4, "stuck": 10, "smallest": 4}
+    assert output.numbers == {"rows": 20, "to_embed": 4, "leaves": 4, "smallest": 4}
 
 
 def test_a_budget_below_the_first_leaf_chooses_none(store):
-    output = choose_leaves(store, [_leaves(store, [(0, 10, 10, 0, 0, 0.0)])], [], allowed=9)
+    output = choose_leaves(store, [_leaves(store, [(0, 10, 10, 0, 0, 0.0)])], [], allowed=Allowance(9))
     assert read_chosen(store, output.files["chosen"]) == {}
     assert (output.numbers["rows"], output.numbers["smallest"]) == (0, 10)

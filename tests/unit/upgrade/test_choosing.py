@@ -9,7 +9,7 @@ from pipeline.spaces.bridges import bridge_tensors
 from pipeline.upgrade.choosing import choose, held_out_exam, simplest_of_the_best
 from pipeline.upgrade.closed import fit_procrustes
 from pipeline.upgrade.exam import Exam, Pairs
-from pipeline.upgrade.heads import StoredCodes, find_by_codes, train_head
+from pipeline.upgrade.heads import find_by_codes, stored_codes
 from pipeline.upgrade.ladder import FULL, NAIVE, ORACLE, STATUS_QUO, climb, half_migrated
 from pipeline.upgrade.tuning import regress_residual, tune_bridge, with_residual
 from tests.unit.upgrade.cases import OLD_DIMS, pairs_of, two_encoders
@@ -93,14 +93,13 @@ def test_one_query_is_too_few_to_choose_by(parts):
 def test_a_head_reads_stored_codes_better_than_the_bridge_that_it_starts_from(exam, parts):
     fit, held_out = parts
     binarizer = fit_binarizer(fit.old, config=BinarizerConfig(levels=(32, 16)), rng=np.random.default_rng(0))
+    stored = stored_codes(fit, held_out_exam(fit, held_out, 1900), exam.old, binarizer, seed=0)
     codes = binarize(binarizer, exam.old)
-    head = train_head(fit, held_out_exam(fit, held_out, 1900), binarizer, seed=0)
-    by_head = exam.overlap(find_by_codes(exam, head.reader, codes, exam.new_queries)).mean()
+    by_head = exam.overlap(find_by_codes(exam, stored.reader, stored.codes, exam.new_queries)).mean()
     naive = exam.overlap(find_by_codes(exam, binarizer, codes, exam.new_queries[:, :OLD_DIMS])).mean()
     by_old = exam.overlap(find_by_codes(exam, binarizer, codes, exam.old_queries)).mean()
     assert by_head > naive + 0.1
     assert by_head > 0.8 * by_old
-    stored = StoredCodes(binarizer, codes, head)
     names = [
         rung.name
         for rung in climb(
@@ -108,6 +107,15 @@ def test_a_head_reads_stored_codes_better_than_the_bridge_that_it_starts_from(ex
         )
     ]
     assert "compatible head by codes alone" in names
+
+
+def test_codes_of_more_dimensions_than_new_vectors_have_no_reader(parts):
+    binarizer = fit_binarizer(
+        parts[0].old, config=BinarizerConfig(levels=(24,)), rng=np.random.default_rng(0)
+    )
+    narrow, unseen = (Pairs(one.new[:, :16], one.old) for one in parts)
+    exam = held_out_exam(narrow, unseen, 1900)
+    assert stored_codes(narrow, exam, unseen.old, binarizer, seed=0) is None
 
 
 def test_the_ladder_rises_from_a_naive_swap_to_a_full_backfill(exam, rungs):

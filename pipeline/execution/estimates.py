@@ -5,6 +5,7 @@ whose summaries put the measured numbers beside these. A plan that does not fit 
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -35,8 +36,10 @@ from pipeline.index.training import (
 )
 from pipeline.index.vectors import SLICE_ROWS
 from pipeline.postings import EXACT_HEADS, LINK_BYTES, list_count
+from pipeline.upgrade.closed import ANCHORS
+from pipeline.upgrade.ranking import QUERY_BLOCK as RANKED_TOGETHER
 
-__all__ = ["Estimate", "Serving", "check_fits", "estimate", "expected_vectors", "sized"]
+__all__ = ["Estimate", "Serving", "check_fits", "estimate", "expected_vectors", "migration_memory", "sized"]
 
 MB = 1024 * 1024
 
@@ -388,18 +391,60 @@ SHRINKING = {
     "recentre": "lower layout.max_train_rows",
     "graph": "raise layout.rows_per_list",
     "driver": "raise layout.rows_per_list",
+    "upgrade": "lower upgrade.sample_documents",
+    "members": "lower layout.segment_rows",
 }
 """What makes the tasks of a stage smaller, where a setting does."""
 
 
-def check_fits(cost: Estimate, config: Config) -> None:
-    """Refuse a plan one of whose tasks needs more memory than the configuration gives it.
+def migration_memory(
+    plan: Plan, config: SizedConfig, *, dims: tuple[int, int], text_buckets: int
+) -> dict[str, int]:
+    """Peak of one task of each stage that an upgrade or a backfill has besides those of a run, in MB.
+
+    Args:
+        plan: Of the documents.
+        config: The job.
+        dims: Of the new vectors and of the old ones.
+        text_buckets: Of the new encoder's cache.
+    """
+    vectors, (new, old) = expected_vectors(plan, config), dims
+    both = 4 * (new + old)
+    sample, texts = min(vectors, config.upgrade.sample_documents), vectors / text_buckets
+    text = _text_per_row(plan) + 150
+    documents = 3.5 * vectors / plan.document_buckets * text
+    segment = min(vectors, config.layout.segment_rows)
+    held = {
+        "sample": documents,
+        "upgrade": sample * (4 * both + 2 * 4 * ANCHORS + RANKED_BYTES * RANKED_TOGETHER)
+        + CONSTANTS.torch_mb * MB,
+        "members": 4 * segment * MEMBER_BYTES,
+        "name_members": 4 * vectors / plan.document_buckets * MEMBER_BYTES,
+        "weigh": texts * (both + 4 * old + 4 * MEMBER_BYTES),
+        "moving": documents,
+        "settle_documents": documents + 4 * vectors / plan.document_buckets * MEMBER_BYTES,
+    }
+    return {stage: round(CONSTANTS.worker_mb + need / MB) for stage, need in held.items()}
+
+
+MEMBER_BYTES = 60
+"""Of a row in an earlier space, its id and its place, with the keys that it is joined by."""
+RANKED_BYTES = 20
+"""Of a document for each query that is ranked together with others."""
+
+
+def check_fits(memory_by_stage: Mapping[str, int], config: Config) -> None:
+    """Refuse a job one of whose tasks needs more memory than the configuration gives it.
+
+    Args:
+        memory_by_stage: Of `estimate` and `migration_memory`, in MB.
+        config: The job.
 
     Raises:
         ConfigError: Names the stage, the setting that shrinks it, and the setting that allows more.
     """
     allowed = config.ray.task_memory_mb
-    tasks = {stage: need for stage, need in cost.memory_by_stage.items() if stage != "encode"}
+    tasks = {stage: need for stage, need in memory_by_stage.items() if stage != "encode"}
     largest = max(tasks, key=lambda stage: tasks[stage])
     if tasks[largest] <= allowed:
         return

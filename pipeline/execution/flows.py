@@ -196,7 +196,7 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     structlog.get_logger().info(
         "planned", plan=plan.fingerprint, rows=plan.rows, shards=len(plan.shards), encoder=encoder.label
     )
-    check_fits(cost, settled)
+    check_fits(cost.memory_by_stage, settled)
     redrives = read_redrives(store, encoder.fingerprint)
     workload = None if _migrates(store) else _workload_of(settled, plan)
     inputs = inputs_key(settled, plan, encoder, workload, redrives=len(redrives))

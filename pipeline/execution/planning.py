@@ -37,7 +37,7 @@ def plan_job(config: Config) -> dict[str, Any]:
     speed = _tokens_per_s(encoder)
     settled, serving = sized(plan, config, dims=encoder.dims)
     cost = estimate(plan, settled, dims=encoder.dims, text_buckets=buckets, cpus=cpus, tokens_per_s=speed)
-    check_fits(cost, config)
+    check_fits(cost.memory_by_stage, config)
     record_plan(store, plan)
     return {
         "plan": plan.fingerprint,

@@ -23,7 +23,7 @@ from pipeline.execution.building import index_sizes
 from pipeline.execution.current import Current, skipped
 from pipeline.execution.encoders import GIVEN, EncoderInForce, check_encoder_of_queries, named_encoder
 from pipeline.execution.encoding import encode_texts
-from pipeline.execution.estimates import sized
+from pipeline.execution.estimates import check_fits, migration_memory, sized
 from pipeline.execution.flows import inputs_key, provenance
 from pipeline.execution.judgement import Questions, judge, read_questions
 from pipeline.execution.ledger import Ledger
@@ -84,17 +84,17 @@ def upgrade(
             return skipped(current.record, time.perf_counter() - start, encoded=0)
         before = _Before.of(store, current)
         before.check_can_change(config, new)
+        plan = read_plan(store, current.manifest.plan)
+        settled, _ = sized(plan, config, dims=new.dims)
+        expected = migration_memory(
+            plan, settled, dims=(new.dims, before.cache.dims), text_buckets=before.cache.buckets
+        )
+        check_fits(expected, settled)
+        redrives = read_redrives(store, new.fingerprint)
+        inputs = inputs_key(settled, plan, new, None, redrives=len(redrives))
         with working(runner_of, ledger, config.corpus.identity) as (runner, memory):
-            session = Session(config, spec, spec.open(), runner, lease, {}, memory, ledger)
-            inputs = _inputs_of_run(config, store, current, new)
+            session = Session(config, spec, spec.open(), runner, lease, expected, memory, ledger)
             return _Upgrade(session, before, new, inputs).published()
-
-
-def _inputs_of_run(config: Config, store: Store, current: Current, new: EncoderInForce) -> str:
-    plan = read_plan(store, current.manifest.plan)
-    settled, _ = sized(plan, config, dims=new.dims)
-    redrives = read_redrives(store, new.fingerprint)
-    return inputs_key(settled, plan, new, None, redrives=len(redrives))
 
 
 @dataclass(frozen=True)

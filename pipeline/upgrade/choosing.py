@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.spaces.bridges import Bridge, slerp
 from pipeline.spaces.calibration import Calibration, calibrate
-from pipeline.upgrade.closed import Anchors, fit_drift, fit_procrustes, fit_ridge, pick_anchors
+from pipeline.upgrade.closed import ANCHORS, Anchors, fit_drift, fit_procrustes, fit_ridge, pick_anchors
 from pipeline.upgrade.exam import Exam, Pairs
 from pipeline.upgrade.ranking import scores_of
 from pipeline.upgrade.tuning import regress_residual, tune_bridge, with_residual
@@ -25,8 +25,6 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Of the ridge."""
 SHARES = tuple(round(0.1 * step, 1) for step in range(1, 10))
 """Of the bridged query in SLERP."""
-ANCHORS = 1024
-"""*Measured*, MiniLM to mpnet, overlap@10: 384 anchors .191, 1,000 .203, 4,000 .217, which take four times the memory."""
 MEAN_SHARES = (0.6, 0.7, 0.8, 0.9, 1.0)
 """Of the old mean that is added back to what Procrustes turned."""
 QUERIES = 1000

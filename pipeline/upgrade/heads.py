@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.binarization import Binarizer, Codes, binarize, rotate_queries, score
-from pipeline.binarization.compatible import fit_compatible, train_reader
+from pipeline.binarization.compatible import fit_reader, train_reader
 from pipeline.binarization.learning import mine_neighbours
 from pipeline.upgrade.exam import DEPTH, Exam, Pairs
 from pipeline.upgrade.ranking import ranked_by
@@ -39,18 +39,16 @@ def stored_codes(
         old: Binarizer of the stored codes.
         seed: Of every random choice.
     """
-    widest = fit.new.shape[1] // 8 * 8
-    if old.levels[0] > widest:
+    if old.levels[0] > fit.new.shape[1]:
         return None
-    codes, rng = binarize(old, fit.old), np.random.default_rng(seed)
-    # New codes as wide as new vectors: the stored codes' levels behind a first one that takes all dimensions.
-    start = fit_compatible(fit.new, old, codes, levels=(widest, *old.levels), rng=rng)
+    codes, neighbours = binarize(old, fit.old), mine_neighbours(fit.new, np.random.default_rng(seed))
+    start = fit_reader(fit.new, old, codes)
     held_out = binarize(old, exam.old)
 
     def recall(reader: Binarizer) -> float:
         return float(exam.overlap(find_by_codes(exam, reader, held_out, exam.new_queries)).mean())
 
-    reader, _ = train_reader(start, fit.new, codes, mine_neighbours(fit.new, rng), recall=recall, seed=seed)
+    reader, _ = train_reader(start, fit.new, codes, neighbours, recall=recall, seed=seed)
     return StoredCodes(old, binarize(old, documents), reader)
 
 

@@ -40,6 +40,13 @@ def test_other_errors_keep_their_codes():
     ],
 )
 def test_options_of_a_search_that_say_nothing_together_are_refused(options, problem):
-    given = {"queries": None, "out": "r/", "where": None, "rerank": None, "cascade": None, "encoder": None} | options
+    given = {
+        "queries": None,
+        "out": "r/",
+        "where": None,
+        "rerank": None,
+        "cascade": None,
+        "encoder": None,
+    } | options
     with pytest.raises(typer.BadParameter, match=problem):
         _check_options(**given)

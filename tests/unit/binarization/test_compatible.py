@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from pipeline.binarization import binarize, decode, fit_binarizer, rotate_queries, score, to_tensors
-from pipeline.binarization.compatible import fit_compatible, train_compatible, train_reader
+from pipeline.binarization.compatible import fit_compatible, fit_reader, train_compatible, train_reader
 from pipeline.binarization.descending import divergence
 from pipeline.binarization.learning import learn_binarizer, mine_neighbours
 from pipeline.config import BinarizerConfig
@@ -102,8 +102,10 @@ def test_training_brings_new_queries_and_codes_nearer_to_old_codes(vectors, old,
 def test_a_reader_alone_is_trained_as_far_as_within_its_head(vectors, old, head, trained) -> None:
     sample, rising = vectors[1][:1200], iter(range(100))
     neighbours = mine_neighbours(sample, np.random.default_rng(1))
+    start = fit_reader(sample, *old)
+    np.testing.assert_allclose(start.rotation, head.reader.rotation, atol=1e-6)
     alone, curve = train_reader(
-        head, sample, old[1], neighbours, recall=lambda _: float(next(rising)), seed=4
+        start, sample, old[1], neighbours, recall=lambda _: float(next(rising)), seed=4
     )
     np.testing.assert_allclose(alone.rotation, trained[0].reader.rotation, atol=1e-6)
     assert len(curve) == len(trained[1])

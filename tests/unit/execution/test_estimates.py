@@ -46,8 +46,8 @@ def test_no_stage_needs_more_memory_for_more_rows_but_for_the_heads_and_up_to_th
 def test_what_does_not_fit_is_refused_naming_the_stage_and_the_settings():
     config = _config(task_memory_mb=500)
     with pytest.raises(ConfigError, match=r"a task of stage \w+ needs about \d+ MB, allowed are 500 MB"):
-        check_fits(_estimated(1_000_000, config), config)
-    check_fits(_estimated(1_000_000, _config()), _config())
+        check_fits(_estimated(1_000_000, config).memory_by_stage, config)
+    check_fits(_estimated(1_000_000, _config()).memory_by_stage, _config())
 
 
 def test_given_pairs_cost_memory_up_to_their_cap_and_fit_where_the_same_run_fits_without():
@@ -61,7 +61,7 @@ def test_given_pairs_cost_memory_up_to_their_cap_and_fit_where_the_same_run_fits
     # Measured, a sample of 65,536 with 8,192 pairs: 774 MB without, 1,053 MB with them.
     assert plain["learn"] >= 774
     assert 1053 <= paired["learn"] <= 1.1 * 1053
-    check_fits(_estimated(1_000_000, with_pairs), with_pairs)
+    check_fits(_estimated(1_000_000, with_pairs).memory_by_stage, with_pairs)
     assert _estimated(64_000_000, with_pairs).memory_by_stage["learn"] == paired["learn"]
 
 

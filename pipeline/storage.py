@@ -48,6 +48,7 @@ __all__ = [
     "is_remote",
     "is_whole",
     "open_store",
+    "read_recorded",
     "sha256_of_file",
     "side_by_side",
     "split_uri",
@@ -218,6 +219,22 @@ def adopt_file(store: Store, local: Path, folder: str, suffix: str) -> tuple[str
                 f"{store.uri}/{path}", f"expected {size} bytes after the upload, found {found}"
             )
     return path, size, digest
+
+
+def read_recorded(store: Store, ref: FileRef) -> bytes:
+    """All of a file, held against its recorded hash.
+
+    Raises:
+        CorruptArtifactError: Its bytes are not the recorded ones.
+    """
+    data = store.read(ref.path)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != ref.sha256:
+        problem = f"expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…"
+        raise CorruptArtifactError(
+            f"{store.uri}/{ref.path}", problem, "restore the file, or roll back to another release"
+        )
+    return data
 
 
 def _is_present(store: Store, path: str, size: int) -> bool:

@@ -45,20 +45,10 @@ def publish_index(
     path = f"indexes/{manifest.index}/manifest.json"
     session.store.write(path, data)
     ref = FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-    before = int(str(current.summary.get("documents", 0))) if current is not None else 0
-    session.ledger.facts["judged"] = summary
     for name in ("recall_at_10", "ndcg_at_10"):
         if name in summary:
             session.ledger.metrics.record(f"strata_{name}", summary[name])
-    gates = check_gates(session.config.gates, summary, removed=summary["removed"], documents_before=before)
-    session.seconds["total"] = round(sum(session.seconds.values()), 3)
-    summary |= session.measured() | {"gates": [asdict(gate) for gate in gates]}
-    if not all(gate.passed for gate in gates):
-        record_rejection(session.store, manifest.index, summary)
-        problem = "not published: " + "; ".join(gate.problem for gate in gates if not gate.passed)
-        raise QualityGateError(
-            f"index {manifest.index}", problem, "the current release stays; change the index or the gates"
-        )
+    summary = _through_gates(session, manifest.index, summary, current)
     if was_withdrawn(session.store, manifest.index, inputs=str(summary.get("made_of", summary["inputs"]))):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}
@@ -74,3 +64,21 @@ def publish_index(
     )
     session.ledger.metrics.record("strata_release", record.release)
     return {**summary, "release": record.release, "published": True}
+
+
+def _through_gates(
+    session: Session, index: str, summary: dict[str, Any], current: ReleaseRecord | None
+) -> dict[str, Any]:
+    """The summary with the gates and with what the job took."""
+    before = int(str(current.summary.get("documents", 0))) if current is not None else 0
+    gates = check_gates(session.config.gates, summary, removed=summary["removed"], documents_before=before)
+    session.seconds["total"] = round(sum(session.seconds.values()), 3)
+    summary = {**summary, **session.measured(), "gates": [asdict(gate) for gate in gates]}
+    session.ledger.facts["judged"] = summary
+    if not all(gate.passed for gate in gates):
+        record_rejection(session.store, index, summary)
+        problem = "not published: " + "; ".join(gate.problem for gate in gates if not gate.passed)
+        raise QualityGateError(
+            f"index {index}", problem, "the current release stays; change the index or the gates"
+        )
+    return summary

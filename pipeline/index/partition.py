@@ -4,7 +4,6 @@ What reads byte ranges is a generator: it yields what it wants, gets that, and r
 `in_one_round` can read for many partitions together.
 """
 
-import hashlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, Partition, Segment
 from pipeline.binarization import Binarizer, score
-from pipeline.errors import CorruptArtifactError
 from pipeline.filters import Filter, evaluate
 from pipeline.index.binarizers import load_binarizer
 from pipeline.index.lists import Directory, Entries, ListsFile
@@ -24,7 +22,7 @@ from pipeline.index.scoring import spans_of
 from pipeline.index.tombstones import read_tombstones
 from pipeline.postings import HeadGraph, Probing, head_distances, nearest_heads, select_lists
 from pipeline.schemas import VECTOR_ID, made_by
-from pipeline.storage import RangeRead, Store, side_by_side
+from pipeline.storage import RangeRead, Store, read_recorded, side_by_side
 from pipeline.tables import RawFile, is_as_written, read_columns
 
 __all__ = [
@@ -208,12 +206,7 @@ def _runs_of_bytes(at: NDArray[np.int64], width: int) -> list[tuple[int, int]]:
 
 
 def _read_graph(store: Store, ref: FileRef) -> HeadGraph:
-    data = store.read(ref.path)
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != ref.sha256:
-        problem = f"expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…"
-        raise CorruptArtifactError(f"{store.uri}/{ref.path}", problem, "run `strata verify`")
-    return HeadGraph.from_bytes(data)
+    return HeadGraph.from_bytes(read_recorded(store, ref))
 
 
 class PartitionReader:

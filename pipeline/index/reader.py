@@ -5,7 +5,6 @@ by byte range, scores codes, re-ranks the best with float16 vectors and reads th
 rounds of I/O. Importing this module loads neither torch nor ray; an encoder is loaded at the first text query.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -26,7 +25,7 @@ from pipeline.artifacts import (
 )
 from pipeline.binarization import Binarizer, rotate_queries
 from pipeline.config import EncoderConfig, StorageConfig
-from pipeline.errors import ConfigError, CorruptArtifactError, IncompatibleModelsError, MissingFileError
+from pipeline.errors import ConfigError, IncompatibleModelsError, MissingFileError
 from pipeline.filters import Filter, Region, parse_filter
 from pipeline.index.bridges import Crossing, load_crossing
 from pipeline.index.lists import Entries
@@ -51,7 +50,7 @@ from pipeline.partitioning import read_regions
 from pipeline.postings import MOST_MARGIN, WANTED, Probing, select_lists
 from pipeline.schemas import VECTOR_ID
 from pipeline.spaces import GIVEN_MODEL, EncoderIdentity, check_same_space
-from pipeline.storage import Log, Store, open_store
+from pipeline.storage import Log, Store, open_store, read_recorded
 
 __all__ = [
     "Hit",
@@ -881,13 +880,7 @@ def load_manifest(store: Store, ref: FileRef) -> IndexManifest:
         CorruptArtifactError: Its bytes are not the recorded ones.
         DataError: Another version of strata wrote it.
     """
-    data = store.read(ref.path)
-    place = f"{store.uri}/{ref.path}"
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != ref.sha256:
-        problem = f"expected sha256 {ref.sha256[:12]}…, found {digest[:12]}…"
-        raise CorruptArtifactError(place, problem, "restore the file, or roll back to another release")
-    return parse_model(IndexManifest, data, place)
+    return parse_model(IndexManifest, read_recorded(store, ref), f"{store.uri}/{ref.path}")
 
 
 def _current(store: Store) -> int:

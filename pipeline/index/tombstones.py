@@ -1,14 +1,11 @@
 """Tombstones: rows of an immutable segment that are there no longer, deleted, changed, or embedded anew elsewhere."""
 
-import hashlib
-
 import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
 from pipeline.artifacts import FileRef
-from pipeline.errors import CorruptArtifactError
-from pipeline.storage import Store, adopt_file
+from pipeline.storage import Store, adopt_file, read_recorded
 
 __all__ = ["read_tombstones", "write_tombstones"]
 
@@ -29,8 +26,4 @@ def read_tombstones(store: Store, ref: FileRef) -> NDArray[np.int64]:
     Raises:
         CorruptArtifactError: The bytes are not the recorded ones.
     """
-    data = store.read(ref.path)
-    if hashlib.sha256(data).hexdigest() != ref.sha256:
-        place = f"{store.uri}/{ref.path}"
-        raise CorruptArtifactError(place, "is not the file that was recorded", "run `strata verify`")
-    return np.array(BitMap.deserialize(data).to_array(), np.int64)
+    return np.array(BitMap.deserialize(read_recorded(store, ref)).to_array(), np.int64)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.artifacts import FileRef, IndexManifest, Partition, ReleaseRecord, Segment, arrow_schema
+from pipeline.corpus.identity import hash_matrix
 from pipeline.errors import DataError, MissingFileError
 from pipeline.filters import Filter, evaluate, parse_filter
 from pipeline.index.binarizers import load_binarizer
@@ -135,6 +136,7 @@ def _footer_problems(store: Store, ref: FileRef, made: dict[bytes, bytes]) -> It
 
 def _layout_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
     yield from _bridge_problems(store, manifest)
+    yield from _once_problems(store, manifest)
     cuts = [parse_filter(text, arrow_schema(manifest.attributes)) for text in manifest.cuts]
     for partition in manifest.partitions:
         yield from _binarizer_problems(store, partition, manifest.dims_of(partition))
@@ -166,6 +168,52 @@ def _bridge_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
             load_crossing(store, bridge, EncoderIdentity.model_validate(manifest.encoder))
         except DataError as error:
             yield str(error)
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """A bag of ids: how many, and their sums. Bags of equal sums are the same, but by chance: ids are hashes."""
+
+    count: int = 0
+    sums: tuple[int, int] = (0, 0)
+
+    def __add__(self, other: "_Ids") -> "_Ids":
+        first, second = (sum(pair) % 2**64 for pair in zip(self.sums, other.sums, strict=True))
+        return _Ids(self.count + other.count, (first, second))
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "_Ids":
+        """Of a column of vector_ids."""
+        words = hash_matrix(column).view("<u8").sum(axis=0, dtype=np.uint64).tolist()
+        return cls(len(column), tuple(words))
+
+
+def _once_problems(store: Store, manifest: IndexManifest) -> Iterator[str]:
+    """Whether every row of the documents that is not condemned is live in one partition, and nothing else is."""
+    segments = [one for partition in manifest.partitions for one in partition.segments]
+    wanted, lost = (
+        sum((_Ids.of(_ids(store, ref)) for ref in refs), _Ids())
+        for refs in (manifest.documents, manifest.condemned)
+    )
+    live = sum((_Ids.of(_live_ids(store, one)) for one in segments), _Ids())
+    if wanted != live + lost:
+        yield (
+            f"index {manifest.index}: expected each of the {wanted.count:,} rows of its documents live in one partition or "
+            f"condemned, found {live.count:,} live and {lost.count:,} condemned, or others"
+        )
+
+
+def _ids(store: Store, ref: FileRef) -> pa.ChunkedArray:
+    return read_columns(store, ref.path, ["vector_id"])["vector_id"]
+
+
+def _live_ids(store: Store, segment: Segment) -> pa.ChunkedArray:
+    ids = _ids(store, segment.vectors)
+    if segment.tombstones is None:
+        return ids
+    live = np.ones(len(ids), np.bool_)
+    live[read_tombstones(store, segment.tombstones)] = False
+    return ids.filter(pa.array(live))
 
 
 def _tombstone_problems(store: Store, segment: Segment) -> Iterator[str]:

@@ -1,5 +1,7 @@
-"""A new model on old vectors: bridges, the ladder that judges them, and the order of a backfill. Pure: arrays in, arrays out; at rest in stage.py and
-backfill.py. Nothing is imported here: tuning.py and heads.py take torch along, which a backfill does without.
+"""A new model on old vectors: bridges, the ladder that judges them, and the order of a backfill.
+
+Pure but for stage.py and backfill.py: arrays in, arrays out. Nothing is imported here: tuning.py and heads.py take torch along,
+which a backfill does without.
 
 ranking.py   exact rankings by inner products
 closed.py    bridges in closed form: drift, Procrustes, ridge; anchors; orthogonal completion

@@ -1,5 +1,6 @@
 """Documents move into the space of a new encoder, step by step: each is found in every release, under one encoder exactly."""
 
+import hashlib
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import open_release
+from pipeline.artifacts import FileRef
 from pipeline.errors import ConfigError
 from pipeline.execution.backfilling import Count, Reach, backfill
 from pipeline.execution.work import StoreSpec
@@ -85,6 +87,24 @@ def test_every_document_is_under_one_encoder_at_every_step_until_all_are_under_t
     assert before == 1
     manifest = open_release(upgraded.root).reader.manifest
     assert (manifest.bridges, len({one.space for one in manifest.partitions})) == ((), 1)
+
+
+def test_verify_tells_of_a_document_under_two_encoders(upgraded):
+    _backfill(upgraded, "30%")
+    store, release = open_store(upgraded.root, upgraded.storage), open_release(upgraded.root)
+    manifest = release.reader.manifest
+    revived = tuple(_without_tombstones(one) for one in manifest.partitions)
+    data = manifest.model_copy(update={"partitions": revived}).model_dump_json().encode()
+    store.write("revived.json", data)
+    ref = FileRef(path="revived.json", rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    found = verify(store, release.record.model_copy(update={"manifest": ref})).problems
+    assert len(found) == 1
+    assert f"expected each of the {ROWS} rows of its documents live in one partition" in found[0]
+
+
+def _without_tombstones(partition):
+    segments = tuple(one.model_copy(update={"tombstones": None}) for one in partition.segments)
+    return partition.model_copy(update={"segments": segments, "rows": sum(one.rows for one in segments)})
 
 
 def test_after_the_last_step_search_finds_what_a_full_backfill_finds(upgraded, tmp_path):

@@ -6,6 +6,7 @@ when the root has a random number of objects more than at the start, so that all
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,9 +60,9 @@ class Table:
         )
 
 
-def _start(conf, root):
+def _start(conf, root, *words):
     return subprocess.Popen(
-        [sys.executable, "-m", "jobs", "run", str(conf), "--set", f"root={root}"],
+        [sys.executable, "-m", "jobs", *(words or ["run"]), str(conf), "--set", f"root={root}"],
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
@@ -178,6 +179,22 @@ def _kill_and_rerun(tmp_path, kills, seed, root_of, storage=None) -> Table:
     return table
 
 
+def _calm_and_killed(conf, before, folder, rng, *words):
+    """A job on a root as it was before, left alone, and on another one killed, then started again; roots and the summary."""
+    calm, killed = (shutil.copytree(before, folder / name) for name in ("calm", "killed"))
+    store = LocalStore(str(killed))
+    there = _objects(store)
+    out, _ = _start(conf, calm, *words).communicate(timeout=DEADLINE_SECONDS)
+    whole = _objects(LocalStore(str(calm)))
+    target = there + int(rng.integers(1, max(2, whole - there)))
+    at_work = _kill_at_write(_start(conf, killed, *words), store, target, rng.uniform(0, 0.02))
+    print(f"\n{words[0]}: killed at {_objects(store) - there} of {whole - there} objects, at work: {at_work}")
+    again = _start(conf, killed, *words)
+    out, _ = again.communicate(timeout=DEADLINE_SECONDS)
+    assert again.returncode == 0, out
+    return calm, killed
+
+
 def _local(tmp_path):
     def root(name):
         return str(tmp_path / name)
@@ -197,6 +214,25 @@ def _remote(s3_root, config: StorageConfig):
 @pytest.mark.ray
 def test_killed_runs_go_on_to_the_same_bytes(tmp_path):
     _kill_and_rerun(tmp_path, 2, 1, _local(tmp_path))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_upgrades_and_backfills_go_on_to_the_same_bytes(tmp_path, seed):
+    encoders = {"words": {"model": "hashing:64"}, "wide": {"model": "hashing:128"}}
+    upgrade = {"sample_documents": 150, "tolerance": 1.0}
+    conf = small(tmp_path, rows_of(ROWS), encoders=encoders, upgrade=upgrade, layout={"rows_per_list": 20})
+    rng, before = np.random.default_rng(seed), tmp_path / "before"
+    _start(conf, before).communicate(timeout=DEADLINE_SECONDS)
+    for words in (("upgrade", "--encoder", "wide"), ("backfill", "--set", "encoder=wide", "--to", "50%")):
+        calm, killed = _calm_and_killed(conf, before, tmp_path / words[0], rng, *words)
+        done, again = (LocalStore(str(root)) for root in (calm, killed))
+        assert data_files(done) == data_files(again)
+        assert verify(again, None).problems == ()
+        assert len(list(done.list("aliases"))) == len(list(again.list("aliases")))
+        assert sum(n for _, n in _vectors(done).values()) == sum(n for _, n in _vectors(again).values())
+        before = calm
 
 
 @pytest.mark.ray

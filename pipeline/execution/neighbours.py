@@ -88,7 +88,8 @@ def _of_side(
     queries: NDArray[np.float32],
     source: VectorSource | None,
 ) -> tuple[ExactNeighbours, ...]:
-    asked = write_query_vectors(session.store, side.queries(queries))
+    crossed = side.queries(queries)
+    asked, gauge = write_query_vectors(session.store, crossed), side.gauge(queries, crossed)
     shared: dict[str, Any] = {"queries": asked, "depth": DEPTH}
     if side.crossing is None and source is not None:
         inputs = {"texts": digest(source.texts), "encoder": source.cache.encoder, **shared}
@@ -111,4 +112,9 @@ def _of_side(
     files = [output.files["exact"] for output in session.outputs("judge", tasks)]
     with session.timed("judge"):
         found = merge_exact(session.store, files, asked.rows, depth=DEPTH)
-        return tuple(one.with_scores(side.scores(np.array(one.scores, np.float32)).tolist()) for one in found)
+    if gauge is None:
+        return tuple(found)
+    return tuple(
+        one.with_scores(gauge.of(np.array(one.scores, np.float32), query).tolist())
+        for query, one in enumerate(found)
+    )

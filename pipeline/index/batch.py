@@ -657,6 +657,7 @@ def _searched_side(
 ) -> tuple["_Hits", Work]:
     """Hits of all queries in the partitions of one space, and what they cost."""
     queries, routes = side.queries(asked.queries), routes_of(reader, side, set(asked.filters))
+    gauge = side.gauge(asked.queries, queries)
     parts, work = list[_Hits](), Work()
     for start in range(0, len(queries), size := max(1, RESULTS_AT_ONCE // (asked.k * threads))):
         some = slice(start, start + size)
@@ -665,7 +666,7 @@ def _searched_side(
         parts.append(hits._replace(query=hits.query + start))
         work = work.plus(cost)
     hits = _Hits.joined(parts)
-    return hits._replace(score=side.scores(hits.score)), work
+    return hits if gauge is None else hits._replace(score=gauge.of(hits.score, hits.query)), work
 
 
 def _best_of_sides(reader: IndexReader, found: Sequence["_Hits"], queries: int, k: int) -> "_Hits":

@@ -1,5 +1,6 @@
 """Bridges on the root: written by an upgrade, read back to serve queries of a new encoder from vectors of an old one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from pipeline.errors import CorruptArtifactError, IncompatibleModelsError
 from pipeline.index.models import folder_of, read_model, write_model
 from pipeline.spaces import EncoderIdentity
 from pipeline.spaces.bridges import Bridge, bridge_of, bridge_tensors
-from pipeline.spaces.calibration import Calibration
+from pipeline.spaces.calibration import Calibration, Cohort
 from pipeline.storage import Store
 
 __all__ = ["Crossing", "load_crossing", "write_crossing"]
@@ -29,10 +30,6 @@ class Crossing:
         """(q, d_old) unit vectors that ask there what (q, d_new) ask here."""
         return self.bridge.apply(queries)
 
-    def scores(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores from there, of any shape, as they compare with those of here."""
-        return self.calibration.of(scores)
-
 
 def write_crossing(
     store: Store, crossing: Crossing, *, new: EncoderIdentity, old: EncoderIdentity, **found: object
@@ -46,7 +43,7 @@ def write_crossing(
         old: Encoder of the vectors.
         found: What else its card says: how it was chosen, and from what.
     """
-    calibration = {"bridged": crossing.calibration.bridged, "native": crossing.calibration.native}
+    calibration = _tensors(crossing.calibration)
     card = {
         "format": FORMAT,
         "kind": crossing.bridge.kind,
@@ -85,9 +82,26 @@ def load_crossing(store: Store, info: BridgeInfo, encoder: EncoderIdentity) -> C
             place, problem, "roll back to another release, or run `strata upgrade` anew"
         )
     try:
-        calibration = Calibration(tensors["bridged"], tensors["native"])
+        calibration = Calibration(tensors["bridged"], tensors["native"], _cohort(tensors))
     except (KeyError, ValueError) as error:
         problem = f"holds no calibration of scores ({error})"
         raise CorruptArtifactError(place, problem, "run `strata upgrade` anew") from error
-    arrays = {name: array for name, array in tensors.items() if name not in ("bridged", "native")}
+    arrays = {name: array for name, array in tensors.items() if name not in CALIBRATION}
     return Crossing(bridge_of(arrays, card["kind"]), calibration)
+
+
+CALIBRATION = ("bridged", "native", "cohort_new", "cohort_old")
+"""Tensors that are not the bridge's."""
+
+
+def _tensors(calibration: Calibration) -> dict[str, NDArray[np.float32]]:
+    curve = {"bridged": calibration.bridged, "native": calibration.native}
+    if calibration.cohort is None:
+        return curve
+    return curve | {"cohort_new": calibration.cohort.new, "cohort_old": calibration.cohort.old}
+
+
+def _cohort(tensors: Mapping[str, NDArray[np.float32]]) -> Cohort | None:
+    if "cohort_new" not in tensors:
+        return None
+    return Cohort(tensors["cohort_new"], tensors["cohort_old"])

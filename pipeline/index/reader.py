@@ -50,6 +50,7 @@ from pipeline.partitioning import read_regions
 from pipeline.postings import MOST_MARGIN, WANTED, Probing, select_lists
 from pipeline.schemas import VECTOR_ID
 from pipeline.spaces import GIVEN_MODEL, EncoderIdentity, check_same_space
+from pipeline.spaces.calibration import Gauge
 from pipeline.storage import Log, Store, open_store, read_recorded
 
 __all__ = [
@@ -172,9 +173,9 @@ class Side(NamedTuple):
         """(q, d_side) what asks there what queries (q, d) ask."""
         return queries if self.crossing is None else self.crossing.queries(queries)
 
-    def scores(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Scores from there as they compare with those of other sides."""
-        return scores if self.crossing is None else self.crossing.scores(scores)
+    def gauge(self, queries: NDArray[np.float32], crossed: NDArray[np.float32]) -> Gauge | None:
+        """What makes scores from there compare with those of other sides, for queries and what `queries` makes of them."""
+        return None if self.crossing is None else self.crossing.calibration.gauge(queries, crossed)
 
 
 class IndexReader:
@@ -237,11 +238,17 @@ class IndexReader:
         size = max(1, min(QUERY_BLOCK, CANDIDATES_AT_ONCE // max(depth, k)))
         for start in range(0, len(queries), size):
             some = queries[start : start + size]
+            crossed = [side.queries(some) for side in sides]
             blocks = [
-                _Block(self._store, side, side.queries(some), k, where, one_each=self._one_each)
-                for side in sides
+                _Block(self._store, side, asked, k, where, one_each=self._one_each)
+                for side, asked in zip(sides, crossed, strict=True)
             ]
-            found = [block.exact() if exact else block.approximate(rule, depth) for block in blocks]
+            found = [
+                _comparable(
+                    side.gauge(some, asked), block.exact() if exact else block.approximate(rule, depth)
+                )
+                for side, asked, block in zip(sides, crossed, blocks, strict=True)
+            ]
             hits += [_best_of_sides(own, k) for own in zip(*found, strict=True)]
             stats = stats.plus(reduce(SearchStats.beside, (block.stats() for block in blocks)))
         return SearchResult(tuple(hits), stats)
@@ -340,6 +347,20 @@ class IndexReader:
         return self._opened[number]
 
 
+def _comparable(gauge: Gauge | None, found: list[list[Hit]]) -> list[list[Hit]]:
+    """Hits of each query with scores that compare with those of other sides."""
+    if gauge is None:
+        return found
+    scores = [
+        gauge.of(np.array([hit.score for hit in hits], np.float32), query).tolist()
+        for query, hits in enumerate(found)
+    ]
+    return [
+        [hit._replace(score=score) for hit, score in zip(hits, own, strict=True)]
+        for hits, own in zip(found, scores, strict=True)
+    ]
+
+
 def _best_of_sides(found: Sequence[list[Hit]], k: int) -> list[Hit]:
     """The k best documents that any side found; of the same score those of the side that stands first."""
     if len(found) == 1:
@@ -428,7 +449,7 @@ class _Block:
     ) -> None:
         self._queries, self._k, self._where = queries, k, where
         self._one_each = one_each
-        self._store, self._side, self._partitions = store, side, side.partitions
+        self._store, self._partitions = store, side.partitions
         self._part_of = {one.number: one.part for one in side.partitions}
         self._bytes, self._requests = self._read_so_far()
         self._probed = self._scanned = self._reranked = self._rounds = 0
@@ -680,10 +701,12 @@ class _Block:
         self._rounds += 1
         names = self._of(places, lambda part, rows: part.reading_doc_ids(rows))
         by_place = dict(zip(places.tolist(), chain.from_iterable(names), strict=True))
-        scores = [self._side.scores(b.scores).tolist() for b in best]
         return [
-            [Hit(by_place[p], s) for p, s in zip(b.places.tolist(), own, strict=True)]
-            for b, own in zip(best, scores, strict=True)
+            [
+                Hit(by_place[place], score)
+                for place, score in zip(b.places.tolist(), b.scores.tolist(), strict=True)
+            ]
+            for b in best
         ]
 
     def _read_so_far(self) -> tuple[int, int]:

@@ -104,11 +104,11 @@ def half_migrated(
         calibration: Of scores across the bridge.
     """
     new, old, order = exam.new[migrated], exam.old[~migrated], np.argsort(~migrated, kind="stable")
-    place = np.argsort(order, kind="stable")
+    place, gauge = np.argsort(order, kind="stable"), calibration.gauge(exam.new_queries, bridged)
 
     def scores(block: slice) -> NDArray[np.float32]:
         native = exam.new_queries[block] @ new.T
-        return np.hstack([native, calibration.of(bridged[block] @ old.T)])[:, place]
+        return np.hstack([native, gauge.of(bridged[block] @ old.T, block)])[:, place]
 
     return ranked_by(scores, len(exam.old), DEPTH, own=exam.own)
 

@@ -26,9 +26,9 @@ from tests.benchmarks.upgrade_sets import Workload, glove_model, has_glove
 DOCUMENTS = 26_000
 QUERIES = 3_000
 """A third of them is the workload, a third judges the index, a third is reported on."""
-SAMPLE = 1_300
+SAMPLE = 4_000
 STEPS = (0.10, 0.25, 0.50, 0.75, 1.0)
-"""Of the documents, embedded until then."""
+"""Of the documents, in the new space."""
 DEPTHS = (10, 20, 50)
 SEED = 3
 
@@ -160,8 +160,7 @@ def test_an_index_that_the_commands_migrate_finds_more_at_every_step(asked, tmp_
     steps["bridge"] = (spent, ladder["seconds"]["total"], migration.found(), set())
     cascades = {depth: _cascade(migration.config, tmp_path, depth) for depth in DEPTHS}
     for share in STEPS:
-        budget = max(1, round(share * DOCUMENTS) - spent)
-        summary = migration.on_ray(backfill, reach=Reach(Count(budget)))
+        summary = migration.on_ray(backfill, reach=Reach(to=Count(fraction=share)))
         spent += summary["documents_embedded"]
         name = f"backfill to {share:.0%}"
         steps[name] = (spent, summary["seconds"]["total"], migration.found(), migration.moved())

@@ -152,7 +152,8 @@ class Trial:
     def cascading(self, rows, depth, budget):
         """(s,) of each query of the stream as it finds the cache, after its own candidates; documents that were embedded."""
         exam, bridged = self.exam.of(rows), self.bridged[rows]
-        across = self.choice.calibration.of(bridged @ exam.old.T)
+        gauge = self.choice.calibration.gauge(exam.new_queries, bridged)
+        across = gauge.of(bridged @ exam.old.T, slice(None))
         native = exam.new_queries @ exam.new.T
         candidates = ranked(bridged, exam.old, depth)
         migrated, spent = np.zeros(len(exam.old), bool), 0

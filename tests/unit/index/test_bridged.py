@@ -11,7 +11,7 @@ from pipeline.index.bridges import Crossing, load_crossing, write_crossing
 from pipeline.index.reader import IndexReader
 from pipeline.spaces import EncoderIdentity
 from pipeline.spaces.bridges import Bridge, Residual
-from pipeline.spaces.calibration import Calibration
+from pipeline.spaces.calibration import Calibration, Cohort
 from pipeline.storage import LocalStore
 from tests.unit.index.test_reader import (
     DIMS,
@@ -180,8 +180,14 @@ def test_a_bridge_comes_back_as_it_was_written(tmp_path, crossing):
         crossing.bridge.matrix,
         Residual(*arrays),
     )
+    cohort = Cohort(*(rng.standard_normal((60, dims)).astype(np.float32) for dims in (WIDER, DIMS)))
+    held_against = Crossing(bridge, Calibration(IDENTITY.bridged, IDENTITY.native, cohort))
+    loaded = load_crossing(store, write_crossing(store, held_against, new=NEW, old=OLD), NEW).calibration
+    assert (loaded.cohort.new == cohort.new).all()
+    assert (loaded.cohort.old == cohort.old).all()
     info = write_crossing(store, Crossing(bridge, IDENTITY), new=NEW, old=OLD, texts=7)
     found = load_crossing(store, info, NEW)
+    assert found.calibration.cohort is None
     queries = rng.standard_normal((4, WIDER)).astype(np.float32)
     assert found.bridge.kind == "residual"
     assert (found.queries(queries) == bridge.apply(queries)).all()

@@ -23,6 +23,9 @@ from pipeline.tables import hash_keys, vector_array
 
 __all__ = ["Cascaded", "cascade"]
 
+QUERY_BLOCK = 1000
+"""Queries whose documents are read together: bounds the memory of their texts and vectors."""
+
 
 class Cascaded(NamedTuple):
     """Hits ranked in the new space."""
@@ -53,13 +56,23 @@ def cascade(
         found: Of each query, hits with calibrated scores.
         depth: First hits of each that are ranked anew.
     """
-    names = sorted({hit.doc_id for hits in found for hit in hits[:depth]})
-    columns = ["doc_id", "text", "text_hash"]
-    rows = documents_by_id(store, manifest.documents, names, columns)
     texts = _Texts(store, manifest, encoder)
-    vectors, embedded = texts.vectors_of(rows)
+    parts = []
+    for start in range(0, len(queries), QUERY_BLOCK):
+        some = slice(start, start + QUERY_BLOCK)
+        parts.append(_ranked_anew(texts, queries[some], found[some], depth))
+    return Cascaded([hits for part in parts for hits in part.hits], sum(part.embedded for part in parts))
+
+
+def _ranked_anew(
+    texts: "_Texts", queries: NDArray[np.float32], found: Sequence[list[Hit]], depth: int
+) -> Cascaded:
+    """The same for one block of queries."""
+    rows, vectors, embedded = texts.of_documents(
+        sorted({hit.doc_id for hits in found for hit in hits[:depth]})
+    )
     of_document: dict[str, list[int]] = {}
-    for row, name in enumerate(rows["doc_id"].to_pylist()):
+    for row, name in enumerate(rows):
         if vectors[row].any():
             of_document.setdefault(name, []).append(row)
 
@@ -85,7 +98,7 @@ class _Texts:
     """
 
     def __init__(self, store: Store, manifest: IndexManifest, encoder: TextEncoder) -> None:
-        self._store, self._encoder = store, encoder
+        self._store, self._encoder, self._documents = store, encoder, manifest.documents
         identity = encoder.identity
         self._cache: Cache = open_cache(
             store,
@@ -95,8 +108,9 @@ class _Texts:
             redrives=read_redrives(store, identity.fingerprint),
         )
 
-    def vectors_of(self, rows: pa.Table) -> tuple[NDArray[np.float32], int]:
-        """(n, d) vectors, of zeros where there is none, of rows with `text` and `text_hash`; how many texts were embedded now."""
+    def of_documents(self, names: list[str]) -> tuple[list[str], NDArray[np.float32], int]:
+        """The document of each row, (n, d) vectors, of zeros where there is none; how many texts were embedded now."""
+        rows = documents_by_id(self._store, self._documents, names, ["doc_id", "text", "text_hash"])
         hashes, first, text_of = np.unique(
             hash_keys(rows["text_hash"]), return_index=True, return_inverse=True
         )
@@ -105,7 +119,7 @@ class _Texts:
         if len(missing):
             texts = rows["text"].take(pa.array(first[missing])).to_pylist()
             vectors[missing] = self._embedded(hashes[missing], texts)
-        return vectors[text_of], len(missing)
+        return rows["doc_id"].to_pylist(), vectors[text_of], len(missing)
 
     def _embedded(self, hashes: NDArray[np.bytes_], texts: list[str]) -> NDArray[np.float32]:
         """(n, d) vectors of texts by rising hash, which are added to the cache; zeros of those that cannot be embedded."""

@@ -73,6 +73,7 @@ def test_new_queries_search_old_vectors_after_an_upgrade(built):
 def test_the_ladder_goes_from_a_naive_swap_to_the_oracle(built):
     ladder = _upgrade(built)["upgrade"]
     rungs = {rung["name"]: rung for rung in ladder["rungs"]}
+    assert "compatible head by codes alone" in rungs
     assert {"naive swap", "status quo", "procrustes", "ridge", "cascade of 50", "full backfill"} <= set(rungs)
     assert ladder["judged_by"] == "overlap_at_10"
     assert rungs["full backfill"]["documents_embedded"] == ROWS
@@ -207,6 +208,18 @@ def test_what_a_release_names_of_its_bridge_is_kept_by_gc(built):
     collect(store, grace=timedelta(0), keep=9, now=datetime.now(UTC) + timedelta(days=30))
     assert verify(store).problems == ()
     json.loads(store.read(open_release(built.root).reader.manifest.bridges[0].files[0].path))
+
+
+def test_a_cascade_in_small_blocks_of_queries_finds_the_same(built, tmp_path, monkeypatch):
+    _upgrade(built)
+    found = []
+    for block in (1000, 3):
+        monkeypatch.setattr("pipeline.execution.cascading.QUERY_BLOCK", block)
+        out = str(tmp_path / f"{block}.parquet")
+        queries, how = str(tmp_path / "queries.parquet"), How(10, cascade=30)
+        search_file(built, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+        found.append(pq.read_table(out))
+    assert found[0] == found[1]
 
 
 def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(built, tmp_path):

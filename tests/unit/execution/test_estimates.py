@@ -5,7 +5,7 @@ from pipeline.config import Config, CorpusConfig
 from pipeline.corpus.planning import _document_buckets
 from pipeline.embedding.cache import text_bucket_count
 from pipeline.errors import ConfigError
-from pipeline.execution.estimates import check_fits, estimate, sized
+from pipeline.execution.estimates import check_fits, estimate, migration_memory, sized
 
 DIMS = 384
 
@@ -110,3 +110,24 @@ def test_what_no_server_could_hold_is_refused_naming_the_settings(layout, memory
     config = _config(serving={"memory_mb": memory_mb}, layout=layout)
     with pytest.raises(ConfigError, match=rf"need about \d+ MB, allowed are {memory_mb} MB{remedy}"):
         sized(_plan(1_000_000), config, dims=DIMS)
+
+
+def _migrating(rows, config):
+    settled, _ = sized(_plan(rows), config, dims=768)
+    return migration_memory(_plan(rows), settled, dims=(768, DIMS), text_buckets=text_bucket_count(rows))
+
+
+def test_no_stage_of_a_migration_needs_more_memory_for_more_rows():
+    small, large = (_migrating(rows, _config()) for rows in (1_000_000, 64_000_000))
+    assert all(need <= 1.05 * small[stage] for stage, need in large.items())
+
+
+def test_a_sample_of_an_upgrade_that_does_not_fit_is_refused():
+    config = _config()
+    # Measured, 20,000 texts of 768 and 384 dimensions: 1,018 MB.
+    assert 1018 <= _migrating(1_000_000, config)["upgrade"] <= 1.1 * 1018
+    larger = config.upgrade.model_copy(update={"sample_documents": 500_000})
+    config = config.model_copy(update={"upgrade": larger})
+    with pytest.raises(ConfigError, match=r"stage upgrade needs about \d+ MB") as caught:
+        check_fits(_migrating(1_000_000, config), config)
+    assert "lower upgrade.sample_documents" in str(caught.value)

@@ -18,6 +18,12 @@ FEWEST = 50
 NEAREST_SHARE = 0.01
 FEWEST_NEAREST = 10
 LEAST_WIDTH = 1e-6
+QUERY_BLOCK = 256
+"""Queries that are compared with a cohort together."""
+LAST_RANKS = 10
+"""Ranks that say how scores go on above the first one: an index holds more documents than the curve was learned from, and
+nearer ones. *Measured*, learned from 800 of 29,000 texts, half of these migrated, share of the new ones in the first ten (.496
+and .498 are due): GloVe to MiniLM by all hundred ranks .514, by ten .494; MiniLM to mpnet .510 and .502."""
 
 Rows = slice | int | NDArray[np.int64]
 """Of some queries."""
@@ -34,10 +40,14 @@ class Levels(NamedTuple):
     @classmethod
     def of(cls, queries: NDArray[np.float32], cohort: NDArray[np.float32]) -> "Levels":
         """Of queries (q, d) by documents (c, d)."""
-        scores = queries @ cohort.T
         count = max(FEWEST_NEAREST, round(NEAREST_SHARE * len(cohort)))
-        high = np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
-        return cls(high, np.maximum(high - scores.mean(axis=1), np.float32(LEAST_WIDTH)))
+        high, width = np.empty((2, len(queries)), np.float32)
+        for start in range(0, len(queries), QUERY_BLOCK):
+            some = slice(start, start + QUERY_BLOCK)
+            scores = queries[some] @ cohort.T
+            high[some] = np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
+            width[some] = np.maximum(high[some] - scores.mean(axis=1), np.float32(LEAST_WIDTH))
+        return cls(high, width)
 
     def some(self, rows: Rows, scores: NDArray[np.float32]) -> "Levels":
         """Of some queries, to be combined with scores, in whose last axis the documents are."""
@@ -66,11 +76,15 @@ class _Curve(NamedTuple):
     def of(self, scores: NDArray[np.float32]) -> NDArray[np.float32]:
         """Linear between the ranks, and on."""
         bridged, native = self
-        width = bridged[-1] - bridged[0]
-        slope = (native[-1] - native[0]) / width if width > 0 else np.float32(1)
         inside = np.clip(scores, bridged[0], bridged[-1])
+        slope = np.where(scores > inside, self._slope(-LAST_RANKS), self._slope(0))
         mapped: NDArray[np.float32] = np.interp(inside, bridged, native) + slope * (scores - inside)
         return mapped
+
+    def _slope(self, start: int) -> float:
+        """From a rank to the best one."""
+        width, height = (float(scores[-1] - scores[start:][0]) for scores in self)
+        return height / width if width > 0 else 1.0
 
 
 class Gauge(NamedTuple):

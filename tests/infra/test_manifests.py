@@ -259,7 +259,7 @@ def test_the_example_overlay_changes_what_it_says():
     head = rayjob["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert head["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
     images = {c["image"] for _, spec in pod_specs(rayjob) for c in spec["containers"]}
-    assert images == {"registry.example.com/search/strata:0.6.0"}
+    assert images == {"registry.example.com/search/strata:0.7.0"}
     schedules = {d["metadata"]["name"]: d["spec"]["schedule"] for d in _of("overlays/example", "CronJob")}
     assert schedules["strata-run"] == "30 2 * * *"
     assert schedules["strata-gc"] != "30 2 * * *"

@@ -30,7 +30,7 @@ from pipeline.execution.flows import inputs_key, provenance
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
-from pipeline.execution.migrating import OldSide
+from pipeline.execution.migrating import OldSide, Settled
 from pipeline.execution.publishing import publish_index
 from pipeline.execution.session import BuildSession, working
 from pipeline.execution.standins import documents_as_queries
@@ -51,9 +51,13 @@ from pipeline.upgrade.backfill import (
     texts_to_embed,
     texts_without_vector,
     weigh_leaves,
+    weigh_texts,
 )
 
 __all__ = ["Count", "Reach", "backfill"]
+
+JOB = "backfill"
+"""The kind of work that it marks on a plan."""
 
 
 @dataclass(frozen=True)
@@ -136,34 +140,40 @@ def backfill(
     start = time.perf_counter()
     ledger = ledger if ledger is not None else Ledger()
     store = spec.open()
-    with hold_root(store, "backfill", config.lease) as lease:
+    with hold_root(store, JOB, config.lease) as lease:
         current = Current.read(store)
         plan = read_plan(store, current.manifest.plan)
-        if not watch and current.record.summary.get("work", 0) == unfinished_work(store, plan):
+        if not watch and current.record.summary.get("work", 0) == unfinished_work(store, plan, JOB):
             # A backfill that died behind its alias entry: what it was to embed is embedded.
-            mark_plan_done(store, plan)
+            mark_plan_done(store, plan, JOB)
             return _left_alone(current, "backfill_had_published", time.perf_counter() - start)
         if not current.manifest.bridges:
             return _left_alone(current, "nothing_to_backfill", time.perf_counter() - start)
         work = _Work.prepared(config, store, current, plan)
-        number = None if watch else write_plan(store, plan)
         with working(runner_of, ledger, config.corpus.identity) as (runner, memory):
             session = BuildSession(
                 work.config, spec, spec.open(), runner, lease, work.expected_mb, memory, ledger
             )
             job = _Backfill(session, current, work, reach)
-            summary = job.watched() if number is None else job.published(number)
-        if number is not None:
-            mark_plan_done(store, plan)
+            if watch:
+                return job.watched()
+            chosen = job.chosen()
+            if not chosen:
+                return _left_alone(current, "nothing_to_backfill", time.perf_counter() - start)
+            number = write_plan(store, plan, JOB)
+            summary = job.published(chosen, number)
+        mark_plan_done(store, plan, JOB)
     return summary
 
 
-def _left_alone(current: Current, why: str, seconds: float) -> dict[str, Any]:
-    """The summary where no document is embedded."""
+def _left_alone(current: Current, why: str, seconds: float, *, encoded: int = 0) -> dict[str, Any]:
+    """The summary where no document moves."""
     left = OldSide(current.manifest).rows
     structlog.get_logger().info(why, release=current.record.release, in_earlier_spaces=left)
     figures = {"in_earlier_spaces": left, "fraction_new": _fraction_new(current, left)}
-    return skipped(current.record, seconds, encoded=0, documents_embedded=0, documents_moved=0, **figures)
+    return skipped(
+        current.record, seconds, encoded=encoded, documents_embedded=encoded, documents_moved=0, **figures
+    )
 
 
 def _fraction_new(current: Current, left: int) -> float:
@@ -241,19 +251,31 @@ class _Backfill:
             "currency": report.currency,
         }
 
-    def published(self, number: int) -> dict[str, Any]:
-        """The summary of the release; by the number of its work it is known to a job that comes after a crash."""
+    def chosen(self) -> Chosen:
+        """Leaves that move; none where nothing is left to do.
+
+        Raises:
+            ConfigError: The budget is smaller than the next leaf.
+        """
+        return self._order.chosen(self._cache, self._allowed, remember=True)[0]
+
+    def published(self, chosen: Chosen, number: int) -> dict[str, Any]:
+        """The summary of the release.
+
+        Args:
+            chosen: Leaves that move.
+            number: Of the work on the plan, by which a job that comes after a crash knows the release.
+        """
         session, current, work = self._session, self._current, self._work
         # Before anything is embedded: a query that cannot be encoded ends the job.
         questions = read_questions(session, work.encoder)
-        chosen, _ = self._order.chosen(self._cache, self._allowed, remember=True)
-        if not chosen:
-            return _left_alone(current, "nothing_to_backfill", sum(session.seconds.values()))
         texts = self._texts(chosen)
         encoded = encode_texts(session, texts, work.encoder, self._cache, rows=current.vectors)
-        manifest, left = self._built(
-            Moving(chosen, self._stuck(texts)), read_pairs(session, work.encoder, questions)
-        )
+        settled = self._settled(Moving(chosen, self._stuck(texts)))
+        left = sum(one.rows for one in settled.partitions)
+        if left == self._old.rows:
+            return _left_alone(current, "nothing_moved", sum(session.seconds.values()), encoded=encoded)
+        manifest = self._built(settled, read_pairs(session, work.encoder, questions))
         stand_ins = partial(documents_as_queries, session, manifest.documents, self._cache)
         manifest, measured = judge(session, questions, manifest, None, stand_ins)
         summary = {
@@ -278,12 +300,18 @@ class _Backfill:
         }
         return publish_index(session, manifest, summary, current.alias, current.record)
 
-    def _built(self, moving: Moving, asked: AskedPairs | None) -> tuple[IndexManifest, int]:
-        """The index after the move, and the rows that stay in earlier spaces."""
-        session, work, manifest = self._session, self._work, self._current.manifest
-        settled = self._old.settled(
-            session, manifest.documents, self._members, text_buckets=self._cache.buckets, moving=moving
+    def _settled(self, moving: Moving) -> Settled:
+        return self._old.settled(
+            self._session,
+            self._current.manifest.documents,
+            self._members,
+            text_buckets=self._cache.buckets,
+            moving=moving,
         )
+
+    def _built(self, settled: Settled, asked: AskedPairs | None) -> IndexManifest:
+        """The index after the move."""
+        session, work, manifest = self._session, self._work, self._current.manifest
         documents = DocumentFiles(
             files=manifest.documents,
             texts=settled.texts,
@@ -300,9 +328,8 @@ class _Backfill:
             return build_index(session, work.plan, work.encoder, documents, source, binarizer, cut)
 
         index = self._old.beside(session, work.plan, documents, source, settled, build)
-        left = sum(one.rows for one in settled.partitions)
         # All rows that are in no index are still there: their documents moved with what they have.
-        return index.model_copy(update={"condemned": manifest.condemned}), left
+        return index.model_copy(update={"condemned": manifest.condemned})
 
     def _texts(self, chosen: Chosen) -> tuple[FileRef, ...]:
         """Texts of the documents that are to move."""
@@ -384,14 +411,14 @@ class _Order:
         inputs = {
             "release": self._current.record.index,
             "allowed": asdict(allowed),
-            "workload": workload,
+            "workload": digest(workload),
             "redrives": cache.generation,
         }
         task = Task("choose", inputs, partial(choose_leaves, **arguments), remember=remember)
         (output,) = session.outputs("migrate", [task])
         numbers = output.numbers
         least = int(numbers["smallest"])
-        if not numbers["rows"] and least > allowed.to_embed:
+        if not numbers["rows"] and least > allowed.to_embed and allowed.to_move != 0:
             problem = f"allows {allowed.to_embed:,} documents, and the next leaf has {least:,} to embed"
             raise ConfigError("--budget", problem, f"name {least} or more")
         return read_chosen(session.store, output.files["chosen"]), numbers
@@ -411,7 +438,12 @@ class _Order:
             for number, ref in enumerate(documents)
         ]
         named = tuple(output.files["named"] for output in session.outputs("migrate", tasks))
-        weighed = self._weighed(cache, named)
+        told: dict[str, Any] = {"members": self._members, "weighed": self._weighed(cache, named)}
+        by_document = [
+            Task("weigh_leaves", {"bucket": b}, partial(weigh_leaves, bucket=b), told, remember=False)
+            for b in range(len(documents))
+        ]
+        weighed = tuple(output.files["leaves"] for output in session.outputs("migrate", by_document))
         sums = [
             Task(
                 "leaves",
@@ -435,13 +467,14 @@ class _Order:
             "caches": (cache, old),
             "bridge": bridge,
             "encoder": self._current.query_encoder,
+            "document_buckets": len(manifest.documents),
         }
         # No receipt: what the cache holds changes. What is chosen by it is remembered.
         tasks = [
-            Task("weigh", {"bucket": b}, partial(weigh_leaves, bucket=b), arguments, remember=False)
+            Task("weigh_texts", {"bucket": b}, partial(weigh_texts, bucket=b), arguments, remember=False)
             for b in range(cache.buckets)
         ]
-        return tuple(output.files["leaves"] for output in session.outputs("migrate", tasks))
+        return tuple(output.files["weighed"] for output in session.outputs("migrate", tasks))
 
     def _workload(self) -> dict[str, Any] | None:
         """Past queries with their weights, encoded."""
@@ -461,10 +494,11 @@ class _Order:
         release = self._current.record
         count = workload["queries"].rows
         shared = {"manifest": release.manifest, "first_segments": self._old.first_segments, **workload}
+        of = digest({"index": release.index, **workload})
         tasks = [
             Task(
                 "look",
-                {"index": release.index, **workload, "rows": [start, start + LOOKS_AT_ONCE]},
+                {"of": of, "rows": [start, start + LOOKS_AT_ONCE]},
                 partial(look_into_leaves, rows=(start, start + LOOKS_AT_ONCE)),
                 shared,
             )

@@ -436,7 +436,9 @@ def index_sizes(manifest: IndexManifest) -> dict[str, Any]:
     )
     vectors = sum(s.vectors.bytes for p in manifest.partitions for s in p.segments)
     documents = max(manifest.num_documents, 1)
-    codes = manifest.partitions[0].codes
+    # While the release migrates, what is new is built with the newer binarizer.
+    native = [p for p in manifest.partitions if manifest.bridge_to(p.space) is None]
+    codes = (native or manifest.partitions)[0].codes
     dims = max(manifest.dims_of(p) for p in manifest.partitions)
     refresh = codes.origin.refresh if codes.origin is not None else None
     return {

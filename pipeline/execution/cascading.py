@@ -14,7 +14,14 @@ from pipeline.artifacts import IndexManifest
 from pipeline.corpus import documents_by_id
 from pipeline.corpus.identity import bucket_of, hash_array
 from pipeline.embedding.bisecting import encode_around
-from pipeline.embedding.cache import Cache, add_condemned, add_vectors, open_cache, read_redrives
+from pipeline.embedding.cache import (
+    Cache,
+    CachedBucket,
+    add_condemned,
+    add_vectors,
+    open_cache,
+    read_redrives,
+)
 from pipeline.embedding.encoder import TextEncoder
 from pipeline.index.reader import Hit
 from pipeline.index.vectors import cached_vectors
@@ -23,6 +30,8 @@ from pipeline.tables import hash_keys, vector_array
 
 __all__ = ["Cascaded", "cascade"]
 
+KEPT_TOGETHER = 5000
+"""Texts after which what is embedded is kept: a search that dies loses no more. Fewer would be more and smaller files."""
 QUERY_BLOCK = 1000
 """Queries whose documents are read together: bounds the memory of their texts and vectors."""
 
@@ -115,11 +124,21 @@ class _Texts:
             hash_keys(rows["text_hash"]), return_index=True, return_inverse=True
         )
         is_there, vectors = cached_vectors(self._store, self._cache, hashes)
-        missing = np.flatnonzero(~is_there)
-        if len(missing):
-            texts = rows["text"].take(pa.array(first[missing])).to_pylist()
-            vectors[missing] = self._embedded(hashes[missing], texts)
-        return rows["doc_id"].to_pylist(), vectors[text_of], len(missing)
+        missing = np.flatnonzero(~is_there & ~self._is_condemned(hashes))
+        for start in range(0, len(missing), KEPT_TOGETHER):
+            some = missing[start : start + KEPT_TOGETHER]
+            texts = rows["text"].take(pa.array(first[some])).to_pylist()
+            vectors[some] = self._embedded(hashes[some], texts)
+        return rows["doc_id"].to_pylist(), vectors[text_of], int(vectors[missing].any(axis=1).sum())
+
+    def _is_condemned(self, hashes: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+        """(n,) whether it is known of each text that it cannot be embedded."""
+        buckets = np.unique(self._buckets(hashes)).tolist()
+        known = [CachedBucket(self._store, self._cache, bucket).condemned["text_hash"] for bucket in buckets]
+        return np.isin(hashes, np.concatenate([np.zeros(0, "S16"), *map(hash_keys, known)]))
+
+    def _buckets(self, hashes: NDArray[np.bytes_]) -> NDArray[np.int32]:
+        return bucket_of(hashes.view(np.uint8).reshape(-1, 16), self._cache.buckets)
 
     def _embedded(self, hashes: NDArray[np.bytes_], texts: list[str]) -> NDArray[np.float32]:
         """(n, d) vectors of texts by rising hash, which are added to the cache; zeros of those that cannot be embedded."""
@@ -127,7 +146,7 @@ class _Texts:
         is_bad = np.zeros(len(texts), np.bool_)
         is_bad[[one.row for one in failed]] = True
         reasons = {one.row: one for one in failed}
-        buckets = bucket_of(hashes.view(np.uint8).reshape(-1, 16), self._cache.buckets)
+        buckets = self._buckets(hashes)
         for bucket in np.unique(buckets).tolist():
             here = np.flatnonzero(buckets == bucket)
             good = here[~is_bad[here]]

@@ -1,14 +1,16 @@
 """Whether the layout of the current release still fits what is asked: for `strata status`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.artifacts import IndexManifest, arrow_schema
+from pipeline.artifacts import IndexManifest, Segment, arrow_schema
 from pipeline.config import Config
 from pipeline.filters import Region
 from pipeline.index.reader import open_release
+from pipeline.index.tombstones import read_tombstones
 from pipeline.partitioning import (
     PAYS,
     SAMPLE_ROWS,
@@ -89,9 +91,12 @@ def _sample(store: Store, manifest: IndexManifest, rows: int) -> pa.Table:
     """Attributes of rows at even distances."""
     step = max(1, -(-rows // SAMPLE_ROWS))
     names = [one.name for one in manifest.attributes]
-    tables = [
-        read_columns(store, segment.vectors.path, names).take(pa.array(range(0, segment.vectors.rows, step)))
-        for partition in manifest.partitions
-        for segment in partition.segments
-    ]
-    return pa.concat_tables(tables)
+    segments = [segment for partition in manifest.partitions for segment in partition.segments]
+    return pa.concat_tables([_sampled(store, segment, names, step) for segment in segments])
+
+
+def _sampled(store: Store, segment: Segment, names: Sequence[str], step: int) -> pa.Table:
+    rows = np.arange(segment.vectors.rows)
+    if segment.tombstones is not None:
+        rows = np.delete(rows, read_tombstones(store, segment.tombstones))
+    return read_columns(store, segment.vectors.path, names).take(pa.array(rows[::step]))

@@ -164,7 +164,10 @@ def binarizer_in_force(
         stored = None
     task = afresh if stored is None else _against(afresh, stored.files)
     if asked_pairs is not None:
-        task = _with_pairs(task, _found_pairs(session, source, encoder, asked_pairs))
+        # While a release migrates, the documents that are wanted may all be on its other side.
+        is_part = parent is not None and bool(parent.manifest.bridges)
+        pairs = _found_pairs(session, source, encoder, asked_pairs, is_part=is_part)
+        task = task if pairs is None else _with_pairs(task, pairs)
     (output,) = session.outputs("learn", [task])
     origin = Origin(asked=asked(config), sources=afresh.key, refresh=_refresh(session, stored, output))
     _announce(origin)
@@ -243,9 +246,14 @@ def _with_pairs(task: Task, pairs: FileRef) -> Task:
 
 
 def _found_pairs(
-    session: BuildSession, source: VectorSource, encoder: EncoderInForce, asked_pairs: AskedPairs
-) -> FileRef:
-    """Vectors of the pairs whose documents are in the corpus."""
+    session: BuildSession,
+    source: VectorSource,
+    encoder: EncoderInForce,
+    asked_pairs: AskedPairs,
+    *,
+    is_part: bool,
+) -> FileRef | None:
+    """Vectors of the pairs whose documents are in the corpus; None where none is in this part of it."""
     files = {"queries": asked_pairs.queries, "wanted": asked_pairs.wanted}
     inputs = {"texts": digest(source.texts), "encoder": encoder.fingerprint, **files}
     tasks = [
@@ -263,9 +271,11 @@ def _found_pairs(
     pairs = output.files["pairs"]
     lost = asked_pairs.wanted.rows - pairs.rows
     structlog.get_logger().info("pairs_found", pairs=pairs.rows, without_document=lost)
-    if not pairs.rows:
-        raise _no_document(session.config.binarizer.pairs, lost)
-    return pairs
+    if pairs.rows:
+        return pairs
+    if is_part:
+        return None
+    raise _no_document(session.config.binarizer.pairs, lost)
 
 
 def _no_document(config: PairsConfig | None, wanted: int) -> DataError:

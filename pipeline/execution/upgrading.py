@@ -238,9 +238,9 @@ class _Upgrade:
             "wanted": wanted,
             "buckets": self._cache.buckets,
         }
-        inputs = {**arguments, "cutoff": arguments["cutoff"].hex(), "wanted": sorted(wanted)}
+        of = digest({**arguments, "cutoff": arguments["cutoff"].hex(), "wanted": sorted(wanted)})
         tasks = [
-            Task("sample", {**inputs, "documents": ref}, partial(sample_texts, documents=ref), arguments)
+            Task("sample", {"of": of, "documents": ref}, partial(sample_texts, documents=ref), arguments)
             for ref in before.current.manifest.documents
         ]
         return tuple(output.files["texts"] for output in session.outputs("sample", tasks))

@@ -254,7 +254,7 @@ class PartitionReader:
         """Rows of the partition, those that have a tombstone among them."""
         return int(self._first[-1])
 
-    @property
+    @cached_property
     def live_rows(self) -> int:
         """Rows without a tombstone."""
         return self.rows if self.live is None else int(self.live.sum())
@@ -276,7 +276,12 @@ class PartitionReader:
     @cached_property
     def open_lists(self) -> NDArray[np.bool_] | None:
         """(lists,) which have a live vector of their own; None where all do. What others hold are copies of vectors elsewhere."""
-        return None if self.live is None else self.primaries_passing(self.live) > 0
+        return None if self._live_primaries is None else self._live_primaries > 0
+
+    @cached_property
+    def _live_primaries(self) -> NDArray[np.int64] | None:
+        """(lists,) live vectors of each list's own; None where all rows are live."""
+        return None if self.live is None else self.primaries_passing(self.live)
 
     @cached_property
     def heads(self) -> NDArray[np.float32]:
@@ -312,7 +317,7 @@ class PartitionReader:
         if where is not None:
             return self._passing.of(where.text, where).by_list
         # Of copies it is not known which have a tombstone; every live vector is in its own list.
-        return self.list_entries if self.live is None else self.primaries_passing(self.live)
+        return self.list_entries if self._live_primaries is None else self._live_primaries
 
     def _evaluated(self, where: Filter) -> _Passing:
         found = [evaluate(where, segment.attributes(where.columns)) for segment in self._segments]
@@ -330,9 +335,13 @@ class PartitionReader:
 
     def primaries_passing(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
         """(lists,) vectors of each list's own that a mask of rows lets pass."""
-        sums = np.concatenate([[0], np.cumsum(mask)])
-        first = self.directory["first_row"]
-        return self._by_list(sums[first + self.directory["num_primaries"]] - sums[first])
+        first, count = self.directory["first_row"], self.directory["num_primaries"]
+        passing = np.zeros(len(first), np.int64)
+        for start, stop in pairwise(self._first.tolist()):
+            here = (first >= start) & (first < stop)
+            sums = np.concatenate([[0], np.cumsum(mask[start:stop])])
+            passing[here] = sums[first[here] - start + count[here]] - sums[first[here] - start]
+        return self._by_list(passing)
 
     def _by_list(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         lists = self.directory["list_no"]

@@ -524,6 +524,8 @@ class _Block:
 
     def _matching(self) -> int:
         """Rows that pass."""
+        if self._where is None:
+            return sum(one.part.live_rows for one in self._partitions)
         masks = [(one.part, self._mask(one.number)) for one in self._partitions]
         return sum(part.rows if mask is None else int(mask.sum()) for part, mask in masks)
 

@@ -52,7 +52,9 @@ DATA_FOLDERS = (
     "dead_letters",
     "embeddings",
 )
-WITHOUT_RECEIPT = frozenset({"scratch/units", "scratch/leaves", "scratch/stuck", "condemned", "dead_letters"})
+WITHOUT_RECEIPT = frozenset(
+    {"scratch/units", "scratch/leaves", "scratch/stuck", "scratch/weighed", "condemned", "dead_letters"}
+)
 """Folders of files that tasks without a receipt write. The lease keeps a collector out while a run is at work; a run that
 lost it, and does not know yet, still finds them, and ends as one that lost its lease."""
 RECEIPTS = "receipts"

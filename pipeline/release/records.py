@@ -283,6 +283,10 @@ def files_are_there(store: Store, record: ReleaseRecord) -> bool:
 # ------------------------------------------------------------------------------------------------ plans
 
 
+RUN = "run"
+"""The kind of job whose work on a plan has the plan's own name."""
+
+
 class PlanMark(NamedTuple):
     """Work on a plan began or ended."""
 
@@ -317,31 +321,44 @@ def read_plan(store: Store, fingerprint: str) -> Plan:
         raise CorruptArtifactError(f"{store.uri}/{path}", problem, "run `strata run`") from error
 
 
-def write_plan(store: Store, plan: Plan) -> int:
-    """Store a plan and make it live, again if an earlier run had finished it; the number of this work on it."""
+def write_plan(store: Store, plan: Plan, job: str = RUN) -> int:
+    """Store a plan and make the work of one kind of job on it live, again if an earlier job had finished that.
+
+    Returns:
+        The number of this work, by which `unfinished_work` knows it.
+    """
     # Written again even if it is there: its age is that of the work on it.
-    record_plan(store, plan)
-    _mark(store, plan, is_live=True)
-    return Log(store, f"plans/{plan.fingerprint}").newest()
+    content, log = canonical_json(plan.model_dump(mode="json")), _work_log(store, plan, job)
+    for name in {plan.fingerprint, _work_name(plan, job)}:
+        store.write(plan_path(name), content)
+    newest = log.newest()
+    if not _says_live(newest):
+        # Whoever takes this number first writes the same: the states take turns.
+        newest += 1
+        log.append(newest, {"state": "live"})
+    return newest
 
 
-def unfinished_work(store: Store, plan: Plan) -> int | None:
+def unfinished_work(store: Store, plan: Plan, job: str = RUN) -> int | None:
     """The number that `write_plan` gave to work whose end nobody has marked; None where there is none."""
-    newest = Log(store, f"plans/{plan.fingerprint}").newest()
+    newest = _work_log(store, plan, job).newest()
     return newest if _says_live(newest) else None
 
 
-def mark_plan_done(store: Store, plan: Plan) -> None:
-    """End a plan: its receipts no longer keep files from being collected."""
-    _mark(store, plan, is_live=False)
-
-
-def _mark(store: Store, plan: Plan, *, is_live: bool) -> None:
-    log = Log(store, f"plans/{plan.fingerprint}")
+def mark_plan_done(store: Store, plan: Plan, job: str = RUN) -> None:
+    """End the work of one kind of job on a plan: receipts no longer keep files from being collected on its behalf."""
+    log = _work_log(store, plan, job)
     newest = log.newest()
-    if _says_live(newest) != is_live:
-        # Whoever takes this number first writes the same: the states take turns.
-        log.append(newest + 1, {"state": "live" if is_live else "done"})
+    if _says_live(newest):
+        log.append(newest + 1, {"state": "done"})
+
+
+def _work_name(plan: Plan, job: str) -> str:
+    return plan.fingerprint if job == RUN else f"{plan.fingerprint}-{job}"
+
+
+def _work_log(store: Store, plan: Plan, job: str) -> Log:
+    return Log(store, f"plans/{_work_name(plan, job)}")
 
 
 def _says_live(seq: int) -> bool:

@@ -48,6 +48,7 @@ __all__ = [
     "texts_to_embed",
     "texts_without_vector",
     "weigh_leaves",
+    "weigh_texts",
 ]
 
 MEMBERS = pa.schema(
@@ -62,12 +63,20 @@ MEMBERS = pa.schema(
 NAMED = pa.schema(
     [
         pa.field("text_hash", pa.binary(16), nullable=False),
-        pa.field("segment", pa.int32(), nullable=False),
-        pa.field("leaf", pa.int32(), nullable=False),
-        pa.field("is_own", pa.bool_(), nullable=False),
+        pa.field("vector_id", pa.binary(16), nullable=False),
     ]
 )
-"""Texts that are embedded if a leaf moves: those of its own vectors, and of other chunks of their documents."""
+WEIGHED = pa.schema(
+    [
+        pa.field("vector_id", pa.binary(16), nullable=False),
+        pa.field("is_missing", pa.bool_(), nullable=False),
+        pa.field("is_stuck", pa.bool_(), nullable=False),
+        pa.field("is_judged", pa.bool_(), nullable=False),
+        pa.field("missed", pa.float64(), nullable=False),
+    ]
+)
+"""Of a row, whether the new encoder has yet to embed its text, cannot, or has; and where it has, how far the bridge takes the new
+vector from the old one."""
 LEAVES = pa.schema(
     [
         pa.field("leaf", pa.int32(), nullable=False),
@@ -78,8 +87,8 @@ LEAVES = pa.schema(
         pa.field("missed", pa.float64(), nullable=False),
     ]
 )
-"""Of a leaf: rows; texts that the new encoder has not embedded; rows whose text it cannot embed; rows whose text it has embedded,
-and the sum of how far the bridge takes these new vectors from the old ones."""
+"""Of a leaf: rows; texts that are embedded if it moves, with all other chunks of its documents; rows of documents that stay, as
+one of their texts cannot be embedded; rows whose text is embedded, and the sum of how far the bridge misses these."""
 OF_SEGMENT = pa.schema([pa.field("segment", pa.int32(), nullable=False), *LEAVES])
 GONE = pa.schema(
     [pa.field("segment", pa.int32(), nullable=False), pa.field("row", pa.int32(), nullable=False)]
@@ -175,7 +184,7 @@ def _leaf_of_rows(store: Store, old: OldSegment) -> NDArray[np.int64]:
 def name_members(
     store: Store, bucket: DocumentBucket, members: Sequence[FileRef], *, text_buckets: int
 ) -> StageOutput:
-    """Texts that would be embedded if leaves moved, of one bucket of documents.
+    """Texts of the rows of one bucket of documents.
 
     Args:
         store: The root.
@@ -188,58 +197,22 @@ def name_members(
     """
     table = _members_of(store, members, bucket.number)
     documents = read_columns(store, bucket.documents.path, ["vector_id", "text_hash"])
-    own = _named(table, documents, np.arange(table.num_rows), is_own=True)
-    others = _named(table, documents, _chunks_elsewhere(table), is_own=False)
-    named = pa.concat_tables([own, others])
+    at = _rows_of(hash_keys(table["vector_id"]), documents)
+    named = pa.table([documents["text_hash"].take(pa.array(at)), table["vector_id"]], schema=NAMED)
     of_row = bucket_of(hash_matrix(named["text_hash"]), text_buckets)
     return StageOutput(files={"named": write_bucketed(store, "scratch/named", named, of_row)})
 
 
-def _named(
-    members: pa.Table,
-    documents: pa.Table,
-    pairs: NDArray[np.int64] | tuple[NDArray[np.int64], ...],
-    *,
-    is_own: bool,
-) -> pa.Table:
-    """Texts of some members under the leaves of these, or of others."""
-    texts, leaves = (pairs, pairs) if isinstance(pairs, np.ndarray) else pairs
-    at = _rows_of(hash_keys(members["vector_id"].take(pa.array(texts))), documents)
-    columns = [
-        documents["text_hash"].take(pa.array(at)),
-        members["segment"].take(pa.array(leaves)),
-        members["leaf"].take(pa.array(leaves)),
-        pa.array(np.full(len(texts), is_own)),
-    ]
-    return pa.table(columns, schema=NAMED)
-
-
-def _chunks_elsewhere(members: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Members, and other members of the same document in other leaves: the former are embedded where those leaves move."""
-    documents = _documents_of(members)
-    order = np.argsort(documents, kind="stable")
-    _, starts, counts = np.unique(documents[order], return_index=True, return_counts=True)
-    texts: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    leaves: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
-    for start, count in zip(starts[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True):
-        rows = order[start : start + count]
-        texts.append(np.repeat(rows, count))
-        leaves.append(np.tile(rows, count))
-    both = np.concatenate(texts), np.concatenate(leaves)
-    segment, leaf = (members[name].to_numpy() for name in ("segment", "leaf"))
-    apart = (segment[both[0]] != segment[both[1]]) | (leaf[both[0]] != leaf[both[1]])
-    return both[0][apart], both[1][apart]
-
-
-def weigh_leaves(
+def weigh_texts(
     store: Store,
     bucket: int,
     named: Sequence[FileRef],
     caches: tuple[Cache, Cache],
     bridge: BridgeInfo,
     encoder: EncoderIdentity,
+    document_buckets: int,
 ) -> StageOutput:
-    """What one bucket of texts tells of the leaves that they are in.
+    """What the caches tell of the rows of one bucket of texts.
 
     Args:
         store: The root.
@@ -248,9 +221,10 @@ def weigh_leaves(
         caches: Of the new encoder and of the old one.
         bridge: From the new one's space into the old one's.
         encoder: The new one.
+        document_buckets: As of `list_members`.
 
     Returns:
-        File `leaves`: OF_SEGMENT by segment.
+        File `weighed`: WEIGHED by bucket of documents.
     """
     table = pa.concat_tables([NAMED.empty_table(), *(read_bucket(store, ref.path, bucket) for ref in named)])
     hashes, text_of = np.unique(hash_keys(table["text_hash"]), return_inverse=True)
@@ -263,35 +237,61 @@ def weigh_leaves(
         has_old, wanted = cached_vectors(store, old, hashes[is_there])
         found = crossing.queries(cached.read(hashes[is_there]))
         missed[is_there] = np.where(has_old, 1 - np.einsum("nd,nd->n", found, wanted), 0)
-    is_stuck = np.isin(hashes, hash_keys(cached.condemned["text_hash"]))
-    leaves = _by_leaf(table, is_there[text_of], is_stuck[text_of], missed[text_of])
+    is_stuck = ~is_there & np.isin(hashes, hash_keys(cached.condemned["text_hash"]))
+    columns = [one[text_of] for one in (~is_there & ~is_stuck, is_stuck, is_there, missed)]
+    weighed = pa.table([table["vector_id"], *map(pa.array, columns)], schema=WEIGHED)
+    of_row = bucket_of(hash_matrix(weighed["vector_id"]), document_buckets)
+    return StageOutput(files={"weighed": write_bucketed(store, "scratch/weighed", weighed, of_row)})
+
+
+def weigh_leaves(
+    store: Store, bucket: int, members: Sequence[FileRef], weighed: Sequence[FileRef]
+) -> StageOutput:
+    """What one bucket of documents tells of the leaves that they are in: they move whole.
+
+    Args:
+        store: The root.
+        bucket: Of documents.
+        members: Files of `list_members`.
+        weighed: Files of `weigh_texts`.
+
+    Returns:
+        File `leaves`: OF_SEGMENT by segment.
+    """
+    rows = _members_of(store, members, bucket).sort_by("vector_id")
+    parts = [read_bucket(store, ref.path, bucket) for ref in weighed]
+    told = pa.concat_tables([WEIGHED.empty_table(), *parts]).sort_by("vector_id")
+    leaves = _by_leaf(rows, told)
     return StageOutput(
         files={"leaves": write_bucketed(store, "scratch/leaves", leaves, leaves["segment"].to_numpy())}
     )
 
 
-def _by_leaf(
-    named: pa.Table,
-    is_there: NDArray[np.bool_],
-    is_stuck: NDArray[np.bool_],
-    missed: NDArray[np.float64],
-) -> pa.Table:
-    """Sums over the texts of a leaf, as OF_SEGMENT."""
-    keys = (named["segment"].to_numpy().astype(np.int64) << 32) + named["leaf"].to_numpy()
-    is_own = named["is_own"].to_numpy()
-    leaves, at = np.unique(keys, return_inverse=True)
+def _by_leaf(rows: pa.Table, told: pa.Table) -> pa.Table:
+    """Sums over the rows of a leaf, as OF_SEGMENT; of MEMBERS and what is told of each."""
+    is_missing, is_stuck, is_judged, missed = (told[name].to_numpy() for name in WEIGHED.names[1:])
+    documents, of_row = np.unique(_documents_of(rows), return_inverse=True)
+    stays = np.bincount(of_row, is_stuck, minlength=len(documents)) > 0
+    to_embed = np.where(stays, 0, np.bincount(of_row, is_missing, minlength=len(documents)))
+    leaves, at = np.unique(
+        (rows["segment"].to_numpy().astype(np.int64) << 32) + rows["leaf"].to_numpy(), return_inverse=True
+    )
+    # A document counts once for each leaf that it has a chunk in.
+    pairs = np.unique(of_row.astype(np.int64) * len(leaves) + at)
 
-    def summed(values: NDArray[np.bool_] | NDArray[np.float64]) -> NDArray[np.float64]:
+    def summed(values: NDArray[np.generic]) -> NDArray[np.float64]:
         return np.bincount(at, values, minlength=len(leaves)).astype(np.float64)
 
     columns = [
         leaves >> 32,
         leaves & 0xFFFFFFFF,
-        summed(is_own),
-        summed(~is_there & ~is_stuck),
-        summed(is_own & is_stuck),
-        summed(is_own & is_there),
-        summed(np.where(is_own, missed, 0.0)),
+        summed(np.ones(len(at))),
+        np.bincount(
+            pairs % max(1, len(leaves)), to_embed[pairs // max(1, len(leaves))], minlength=len(leaves)
+        ),
+        summed(stays[of_row]),
+        summed(is_judged),
+        summed(missed),
     ]
     arrays = [
         pa.array(column).cast(field.type, safe=False)
@@ -416,7 +416,7 @@ def choose_leaves(
     columns = [segment[moving], leaf[moving]]
     chosen = pa.table([pa.array(c).cast(f.type) for c, f in zip(columns, CHOSEN, strict=True)], schema=CHOSEN)
     numbers = {
-        "rows": int(rows[moving].sum()),
+        "rows": int((rows[moving] - stuck[moving]).sum()),
         "to_embed": int(to_embed[moving].sum()),
         "leaves": len(leaf),
         "smallest": int(to_embed[order[0]]) if len(order) else 0,

@@ -1,6 +1,7 @@
 """Documents move into the space of a new encoder, step by step: each is found in every release, under one encoder exactly."""
 
 import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.errors import ConfigError
 from pipeline.execution.backfilling import Count, Reach, backfill
 from pipeline.execution.work import StoreSpec
 from pipeline.index.tombstones import read_tombstones
-from pipeline.release import rollback, verify
+from pipeline.release import live_plans, rollback, verify
 from pipeline.storage import open_store
 from pipeline.tables import read_columns
 from tests.integration.roads import Inline, configured, rows_of, run_inline, settings, write_parquet
@@ -128,6 +129,7 @@ def test_a_backfill_to_a_share_is_done_once_however_often_it_is_asked_for(upgrad
     assert again["skipped"]
     assert again["release"] == done["release"]
     assert _backfill(upgraded, "100%", to="30%")["skipped"]
+    assert _backfill(upgraded, "1", to="40%")["skipped"]
 
 
 def test_a_backfill_that_died_behind_its_alias_entry_does_not_spend_its_budget_again(upgraded, monkeypatch):
@@ -142,6 +144,36 @@ def test_a_backfill_that_died_behind_its_alias_entry_does_not_spend_its_budget_a
     again = _backfill(upgraded, "20%")
     assert (again["skipped"], again["release"], again["documents_embedded"]) == (True, release, 0)
     assert _backfill(upgraded, "20%")["release"] == release + 1
+
+
+def test_a_run_does_not_end_the_work_of_a_backfill_that_died(upgraded, monkeypatch):
+    def dies(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_work:
+        at_work.setattr("pipeline.execution.backfilling.judge", dies)
+        with pytest.raises(KeyboardInterrupt):
+            _backfill(upgraded, "20%")
+    assert run_inline(upgraded)["skipped"]
+    store = open_store(upgraded.root, upgraded.storage)
+    assert [name.partition("-")[2] for name in live_plans(store)] == ["backfill"]
+    embedded = sum(info.size for info in store.list("embeddings"))
+    assert _backfill(upgraded, "20%")["documents_embedded"] == 0
+    assert sum(info.size for info in store.list("embeddings")) == embedded
+    assert live_plans(store) == []
+
+
+def test_pairs_none_of_whose_documents_has_moved_yet_do_not_stop_a_backfill(tmp_path):
+    rows = rows_of(ROWS)
+    (tmp_path / "clicks.jsonl").write_text(json.dumps({"query_id": "q", "text": rows[0]["title"]}) + "\n")
+    (tmp_path / "clicks.tsv").write_text(f"query-id\tcorpus-id\tscore\nq\t{rows[0]['_id']}\t1\n")
+    pairs = {"queries": str(tmp_path / "clicks.jsonl"), "qrels": str(tmp_path / "clicks.tsv")}
+    config = _configured(tmp_path, rows, binarizer={"levels": [32, 16], "pairs": pairs})
+    run_inline(config)
+    _upgrade(config)
+    config = config.model_copy(update={"encoder": "wide"})
+    for _ in range(3):
+        assert _backfill(config, "10%")["fraction_new"] > 0
 
 
 def test_a_watched_backfill_changes_nothing_of_that(upgraded):

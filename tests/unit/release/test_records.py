@@ -19,6 +19,7 @@ from pipeline.release import (
     record_plan,
     retire,
     rollback,
+    unfinished_work,
     was_withdrawn,
     write_plan,
 )
@@ -123,6 +124,21 @@ def test_the_state_of_a_plan_is_only_added_to(
         change(root.store, plan)
     states = [entry["state"] for entry in Log(root.store, "plans/aa").entries()]
     assert states == ["live", "done", "live"]
+
+
+def test_jobs_of_several_kinds_end_their_own_work_on_a_plan(
+    root: Root, make_plan: Callable[[str], Plan]
+) -> None:
+    plan = make_plan("aa")
+    number = write_plan(root.store, plan, "backfill")
+    assert write_plan(root.store, plan, "backfill") == number == unfinished_work(root.store, plan, "backfill")
+    assert unfinished_work(root.store, plan) is None
+    write_plan(root.store, plan)
+    mark_plan_done(root.store, plan)
+    assert live_plans(root.store) == ["aa-backfill"]
+    mark_plan_done(root.store, plan, "backfill")
+    assert live_plans(root.store) == []
+    assert write_plan(root.store, plan, "backfill") > number
 
 
 def test_a_recorded_plan_opens_no_work_and_ends_none(root: Root, make_plan: Callable[[str], Plan]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.corpus.identity import bucket_of, hash_array, hash_matrix, text_hashes, vector_ids
+from pipeline.corpus.identity import hash_array, text_hashes, vector_ids
 from pipeline.schemas import documents_schema
 from pipeline.storage import LocalStore
 from pipeline.tables import hash_keys, read_bucket, read_columns, write_bucketed, write_table
@@ -13,6 +13,7 @@ from pipeline.upgrade.backfill import (
     HITS,
     LEAVES,
     MEMBERS,
+    WEIGHED,
     Allowance,
     DocumentBucket,
     Moving,
@@ -22,6 +23,7 @@ from pipeline.upgrade.backfill import (
     rebucket_documents,
     settle_documents,
     texts_to_embed,
+    weigh_leaves,
 )
 
 TEXT_BUCKETS = 4
@@ -155,21 +157,62 @@ def test_the_texts_to_embed_are_those_of_all_documents_that_move(store):
     assert sorted(pa.concat_tables(tables)["text"].to_pylist()) == ["c0", "c1", "c2"]
 
 
-def test_a_leaf_is_reckoned_with_the_chunks_that_move_with_it(store):
+def _weighed(store, documents, *, missing=(), stuck=(), judged=()):
+    """What caches tell of chunks, by their texts."""
+    rows = read_columns(store, documents.path)
+    told = [
+        {
+            "vector_id": vector_id,
+            "is_missing": text in missing,
+            "is_stuck": text in stuck,
+            "is_judged": text in judged,
+            "missed": 0.25 if text in judged else 0.0,
+        }
+        for vector_id, text in zip(rows["vector_id"].to_pylist(), rows["text"].to_pylist(), strict=True)
+    ]
+    table = pa.Table.from_pylist(told, schema=WEIGHED)
+    return write_bucketed(store, "scratch/weighed", table, np.zeros(len(told), np.int32))
+
+
+def _told_of_leaves(store, members, weighed):
+    output = weigh_leaves(store, 0, [members], [weighed])
+    rows = read_bucket(store, output.files["leaves"].path, 0).to_pylist()
+    return {row["leaf"]: tuple(row[name] for name in LEAVES.names[1:]) for row in rows}
+
+
+def test_a_leaf_is_reckoned_with_all_chunks_of_its_documents_once(store):
+    documents = _documents(store, CHUNKS)
+    members, _ = _members(store, documents, LEAF_OF)
+    weighed = _weighed(store, documents, missing=["a0", "b0", "c0", "c1", "c2"], judged=["a1"])
+    found = _told_of_leaves(store, members, weighed)
+    assert found == {
+        0: (2, 2, 0, 0, 0.0),
+        1: (1, 1, 0, 1, 0.25),
+        2: (2, 3, 0, 0, 0.0),
+        3: (1, 3, 0, 0, 0.0),
+    }
+
+
+def test_all_rows_of_a_document_with_a_text_that_cannot_be_embedded_stay(store):
+    documents = _documents(store, CHUNKS)
+    members, _ = _members(store, documents, LEAF_OF)
+    weighed = _weighed(store, documents, missing=["a0", "a1", "b0", "c0"], stuck=["c2"])
+    found = _told_of_leaves(store, members, weighed)
+    assert {leaf: (own[1], own[2]) for leaf, own in found.items()} == {
+        0: (3, 0),
+        1: (2, 0),
+        2: (0, 2),
+        3: (0, 1),
+    }
+
+
+def test_texts_are_named_with_their_rows(store):
     documents = _documents(store, CHUNKS)
     members, _ = _members(store, documents, LEAF_OF)
     output = name_members(store, DocumentBucket(0, documents), [members], text_buckets=2)
     table = pa.concat_tables([read_bucket(store, output.files["named"].path, b) for b in range(2)])
-    texts = {
-        hash_.tobytes(): text
-        for text in ["a0", "a1", "b0", "c0", "c1", "c2"]
-        for hash_ in text_hashes(pa.array([text]))
-    }
-    found = {(texts[row["text_hash"]], row["leaf"], row["is_own"]) for row in table.to_pylist()}
-    own = {(f"{doc}{chunk}", leaf, True) for (doc, chunk), leaf in LEAF_OF.items()}
-    others = {("a1", 0, False), ("a0", 1, False), ("c2", 2, False), ("c0", 3, False), ("c1", 3, False)}
-    assert found == own | others
-    assert (bucket_of(hash_matrix(table["text_hash"]), 2) >= 0).all()
+    rows = read_columns(store, documents.path, ["text_hash", "vector_id"]).to_pylist()
+    assert sorted(map(str, table.to_pylist())) == sorted(map(str, rows))
 
 
 def _leaves(store, rows):

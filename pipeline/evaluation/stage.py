@@ -19,7 +19,7 @@ from pipeline.embedding.encoder import TextEncoder
 from pipeline.errors import DataError
 from pipeline.index.reader import Hit, IndexReader
 from pipeline.index.scoring import Candidates, RunningBest, best_documents
-from pipeline.index.tombstones import read_tombstones
+from pipeline.index.tombstones import live_rows
 from pipeline.index.vectors import VectorSource, iterate_vectors
 from pipeline.measures import mean, percentile
 from pipeline.postings import Probing
@@ -125,9 +125,7 @@ def exact_segment(store: Store, segment: Segment, queries: FileRef, *, depth: in
 
 def _stored_vectors(store: Store, segment: Segment) -> Iterator[tuple[pa.Table, NDArray[np.float32]]]:
     """Rows without a tombstone, a row group at a time."""
-    live = np.ones(segment.vectors.rows, np.bool_)
-    if segment.tombstones is not None:
-        live[read_tombstones(store, segment.tombstones)] = False
+    live = live_rows(store, segment)
     columns, first = ["vector_id", "doc_id", "embedding"], 0
     with open_parquet(store, segment.vectors.path) as file:
         for group in range(file.num_row_groups):

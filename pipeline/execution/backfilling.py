@@ -30,7 +30,7 @@ from pipeline.execution.flows import inputs_key, provenance
 from pipeline.execution.judgement import judge, read_questions
 from pipeline.execution.learning import AskedPairs, Parent, binarizer_in_force, read_pairs
 from pipeline.execution.ledger import Ledger
-from pipeline.execution.migrating import OldSide, Settled
+from pipeline.execution.migrating import OldSide, Settled, plain_leaves
 from pipeline.execution.publishing import publish_index
 from pipeline.execution.session import BuildSession, working
 from pipeline.execution.standins import documents_as_queries
@@ -293,7 +293,7 @@ class _Backfill:
             **measured,
             "inputs": work.inputs,
             "work": number,
-            "made_of": self._old.made_of(work.inputs, _plain(chosen)),
+            "made_of": self._old.made_of(work.inputs, plain_leaves(chosen)),
             "serving": asdict(work.serving),
             **provenance(session.config),
             "skipped": False,
@@ -338,7 +338,7 @@ class _Backfill:
             "chosen": chosen,
             "text_buckets": self._cache.buckets,
         }
-        of = digest(arguments | {"chosen": _plain(chosen)})
+        of = digest(arguments | {"chosen": plain_leaves(chosen)})
         tasks = [
             Task(
                 "moving",
@@ -521,7 +521,3 @@ KEPT = (
     "seconds_per_document",
 )
 """Of the summary of the release before: what a backfill leaves as it is."""
-
-
-def _plain(chosen: Chosen) -> dict[str, list[int]]:
-    return {str(number): leaves.tolist() for number, leaves in chosen.items()}

@@ -10,7 +10,7 @@ from pipeline.artifacts import IndexManifest, Segment, arrow_schema
 from pipeline.config import Config
 from pipeline.filters import Region
 from pipeline.index.reader import open_release
-from pipeline.index.tombstones import read_tombstones
+from pipeline.index.tombstones import live_rows
 from pipeline.partitioning import (
     PAYS,
     SAMPLE_ROWS,
@@ -96,7 +96,5 @@ def _sample(store: Store, manifest: IndexManifest, rows: int) -> pa.Table:
 
 
 def _sampled(store: Store, segment: Segment, names: Sequence[str], step: int) -> pa.Table:
-    rows = np.arange(segment.vectors.rows)
-    if segment.tombstones is not None:
-        rows = np.delete(rows, read_tombstones(store, segment.tombstones))
+    rows = np.flatnonzero(live_rows(store, segment))
     return read_columns(store, segment.vectors.path, names).take(pa.array(rows[::step]))

@@ -72,7 +72,7 @@ from pipeline.schemas import condemned_schema
 from pipeline.storage import Store, canonical_json, open_store, split_uri
 from pipeline.tables import read_columns
 
-__all__ = ["count_changes_since", "inputs_key", "provenance", "run"]
+__all__ = ["inputs_key", "provenance", "run"]
 
 
 def run(
@@ -329,7 +329,7 @@ def _build_and_publish(
         "index": manifest.index,
         "documents": documents.documents,
         "vectors": sum(one.rows for one in manifest.partitions),
-        **count_changes_since(session, manifest, parent),
+        **_count_changes_since(session, manifest, parent),
         "encoded": embedded.encoded,
         "dead_letters": documents.num_dead_letters,
         "dead_letters_by_reason": count_reasons(session.store, documents.dead_letters),
@@ -412,7 +412,7 @@ def _without_condemned(
 # ------------------------------------------------------------------------------------------------ publishing
 
 
-def count_changes_since(
+def _count_changes_since(
     session: BuildSession, manifest: IndexManifest, parent: Parent | None
 ) -> dict[str, int]:
     """Documents added, changed and removed since the current release."""

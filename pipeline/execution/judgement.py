@@ -38,7 +38,7 @@ from pipeline.measures import least_near
 from pipeline.postings import MOST_MARGIN, WANTED, Probing, Setting
 from pipeline.storage import canonical_json
 
-__all__ = ["Judged", "Questions", "judge", "judged_queries", "measure_index", "read_questions"]
+__all__ = ["Questions", "judge", "read_questions"]
 
 FEWEST_TUNING_QUERIES = 50
 """With fewer queries to spare, document vectors tune, which lie nearer to the heads than texts of people do."""
@@ -185,19 +185,19 @@ def judge(
         source: What it holds in the space of its encoder, as float32; None: what it has stored is taken.
         stand_ins: Gives documents that stand in for queries.
     """
-    judged = judged_queries(session, questions, stand_ins)
+    judged = _judged_queries(session, questions, stand_ins)
     asked = np.concatenate([judged.vectors, judged.tuning])
-    return measure_index(session, judged, exact_neighbours(session, manifest, asked, source), manifest)
+    return _measure_index(session, judged, exact_neighbours(session, manifest, asked, source), manifest)
 
 
-def judged_queries(session: Session, questions: Questions | None, stand_ins: StandIns) -> Judged:
+def _judged_queries(session: Session, questions: Questions | None, stand_ins: StandIns) -> Judged:
     """The queries that an index is reported on and tuned by."""
     if questions is None:
         return Judged.of_documents(stand_ins, session.config.evaluation.sample_queries)
     return Judged.of_questions(questions, stand_ins)
 
 
-def measure_index(
+def _measure_index(
     session: Session, judged: Judged, exact: Exact, manifest: IndexManifest
 ) -> tuple[IndexManifest, dict[str, Any]]:
     """Choose how far a search looks, then measure the index.

@@ -28,6 +28,7 @@ from pipeline.execution.work import Task, digest
 from pipeline.index.vectors import VectorSource
 from pipeline.partitioning import UNCUT, joined_partitions, read_partition_tree
 from pipeline.upgrade.backfill import (
+    Chosen,
     DocumentBucket,
     Moving,
     OldSegment,
@@ -37,7 +38,7 @@ from pipeline.upgrade.backfill import (
     settle_documents,
 )
 
-__all__ = ["OldSide", "Settled"]
+__all__ = ["OldSide", "Settled", "plain_leaves"]
 
 
 @dataclass(frozen=True)
@@ -288,8 +289,12 @@ def _plain(moving: Moving | None) -> object:
     """For a digest."""
     if moving is None:
         return None
-    chosen = {str(number): leaves.tolist() for number, leaves in moving.chosen.items()}
-    return {"chosen": chosen, "stuck": moving.stuck}
+    return {"chosen": plain_leaves(moving.chosen), "stuck": moving.stuck}
+
+
+def plain_leaves(chosen: Chosen) -> dict[str, list[int]]:
+    """For a digest."""
+    return {str(number): leaves.tolist() for number, leaves in chosen.items()}
 
 
 def _with_tombstones(partition: Partition, outputs: Iterator[StageOutput]) -> Partition:

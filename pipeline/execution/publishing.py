@@ -1,6 +1,5 @@
 """From a judged index to a release: the gates of the configuration, the manifest, the alias."""
 
-import hashlib
 import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -8,12 +7,12 @@ from typing import Any
 
 import structlog
 
-from pipeline.artifacts import AliasEntry, FileRef, IndexManifest, ReleaseRecord
+from pipeline.artifacts import AliasEntry, IndexManifest, ReleaseRecord
 from pipeline.errors import QualityGateError
 from pipeline.evaluation.judging import check_gates
 from pipeline.execution.session import Session
 from pipeline.release import publish, record_rejection, was_withdrawn
-from pipeline.storage import canonical_json
+from pipeline.storage import canonical_json, write_recorded
 
 __all__ = ["publish_index"]
 
@@ -42,9 +41,7 @@ def publish_index(
         PublishConflictError: Another job published meanwhile.
     """
     data = canonical_json(manifest.model_dump(mode="json"))
-    path = f"indexes/{manifest.index}/manifest.json"
-    session.store.write(path, data)
-    ref = FileRef(path=path, rows=0, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    ref = write_recorded(session.store, f"indexes/{manifest.index}/manifest.json", data)
     for name in ("recall_at_10", "ndcg_at_10"):
         if name in summary:
             session.ledger.metrics.record(f"strata_{name}", summary[name])

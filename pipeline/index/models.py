@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 
 from pipeline.artifacts import FileRef
 from pipeline.errors import CorruptArtifactError
-from pipeline.storage import Store, canonical_json
+from pipeline.storage import Store, canonical_json, write_recorded
 
 __all__ = ["folder_of", "read_model", "write_model"]
 
@@ -40,9 +40,7 @@ def write_model(store: Store, kind: Kind, card: Mapping[str, object], tensors: T
     contents = {"weights": ("weights.safetensors", weights), kind: (f"{kind}.json", written)}
     files = {}
     for role, (name, data) in contents.items():
-        store.write(f"{folder}/{name}", data)
-        digest = hashlib.sha256(data).hexdigest()
-        files[role] = FileRef(path=f"{folder}/{name}", rows=0, bytes=len(data), sha256=digest)
+        files[role] = write_recorded(store, f"{folder}/{name}", data)
     return files
 
 

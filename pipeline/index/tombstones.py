@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pyroaring import BitMap
 
-from pipeline.artifacts import FileRef
+from pipeline.artifacts import FileRef, Segment
 from pipeline.storage import Store, adopt_file, read_recorded
 
-__all__ = ["read_tombstones", "write_tombstones"]
+__all__ = ["live_rows", "read_tombstones", "write_tombstones"]
 
 
 def write_tombstones(store: Store, rows: NDArray[np.int64]) -> FileRef:
@@ -27,3 +27,11 @@ def read_tombstones(store: Store, ref: FileRef) -> NDArray[np.int64]:
         CorruptArtifactError: The bytes are not the recorded ones.
     """
     return np.array(BitMap.deserialize(read_recorded(store, ref)).to_array(), np.int64)
+
+
+def live_rows(store: Store, segment: Segment) -> NDArray[np.bool_]:
+    """(n,) which rows of a segment's vectors have no tombstone."""
+    live = np.ones(segment.vectors.rows, np.bool_)
+    if segment.tombstones is not None:
+        live[read_tombstones(store, segment.tombstones)] = False
+    return live

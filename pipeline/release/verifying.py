@@ -14,7 +14,7 @@ from pipeline.errors import DataError, MissingFileError
 from pipeline.filters import Filter, evaluate, parse_filter
 from pipeline.index.binarizers import load_binarizer
 from pipeline.index.bridges import load_crossing
-from pipeline.index.tombstones import read_tombstones
+from pipeline.index.tombstones import live_rows, read_tombstones
 from pipeline.partitioning import NOT_ASKED
 from pipeline.release.history import find_gaps
 from pipeline.release.records import (
@@ -208,12 +208,7 @@ def _ids(store: Store, ref: FileRef) -> pa.ChunkedArray:
 
 
 def _live_ids(store: Store, segment: Segment) -> pa.ChunkedArray:
-    ids = _ids(store, segment.vectors)
-    if segment.tombstones is None:
-        return ids
-    live = np.ones(len(ids), np.bool_)
-    live[read_tombstones(store, segment.tombstones)] = False
-    return ids.filter(pa.array(live))
+    return _ids(store, segment.vectors).filter(pa.array(live_rows(store, segment)))
 
 
 def _tombstone_problems(store: Store, segment: Segment) -> Iterator[str]:

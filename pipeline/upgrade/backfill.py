@@ -21,7 +21,7 @@ from pipeline.index.batch import Batch, answer, routes_of
 from pipeline.index.bridges import load_crossing
 from pipeline.index.condemned import drop_condemned
 from pipeline.index.reader import IndexReader, load_manifest
-from pipeline.index.tombstones import read_tombstones, write_tombstones
+from pipeline.index.tombstones import live_rows, read_tombstones, write_tombstones
 from pipeline.index.vectors import cached_vectors
 from pipeline.postings import Probing
 from pipeline.schemas import condemned_schema
@@ -153,10 +153,7 @@ def list_members(store: Store, old: OldSegment, *, buckets: int) -> StageOutput:
         File `members`: rows of MEMBERS.
     """
     ids = read_columns(store, old.segment.vectors.path, ["vector_id"])["vector_id"]
-    live = np.ones(len(ids), np.bool_)
-    if old.segment.tombstones is not None:
-        live[read_tombstones(store, old.segment.tombstones)] = False
-    rows = np.flatnonzero(live)
+    rows = np.flatnonzero(live_rows(store, old.segment))
     columns = [
         ids.take(pa.array(rows)),
         pa.array(np.full(len(rows), old.number, np.int32)),

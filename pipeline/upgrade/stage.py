@@ -21,7 +21,7 @@ from pipeline.index.bridges import Crossing, write_crossing
 from pipeline.index.vectors import cached_vectors
 from pipeline.measures import Interval, mean, paired_interval, share_interval
 from pipeline.spaces import EncoderIdentity
-from pipeline.storage import Store, canonical_json
+from pipeline.storage import Store, canonical_json, write_recorded
 from pipeline.tables import hash_keys, read_columns, write_bucketed, write_table
 from pipeline.upgrade.choosing import Choice, choose, held_out_exam
 from pipeline.upgrade.exam import Exam, Figures, Pairs, Rung
@@ -312,7 +312,4 @@ def _rounded(interval: Interval | None) -> list[float | None] | None:
 def _write_json(store: Store, content: Mapping[str, Any]) -> FileRef:
     """Under the hash of its content."""
     data = canonical_json(content)
-    digest = hashlib.sha256(data).hexdigest()
-    path = f"bridges/ladders/{digest[:32]}.json"
-    store.write(path, data)
-    return FileRef(path=path, rows=0, bytes=len(data), sha256=digest)
+    return write_recorded(store, f"bridges/ladders/{hashlib.sha256(data).hexdigest()[:32]}.json", data)

@@ -29,6 +29,13 @@ Cascade = Annotated[
         help="While the release migrates: documents of a query that its encoder embeds, into its cache, and ranks.",
     ),
 ]
+Admit = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="With --cascade: queries of the file that must find a document before it is embedded. Absent: one.",
+    ),
+]
 
 
 def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
@@ -57,13 +64,15 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
     exact: Annotated[bool, typer.Option("--exact", help="Score every passing document.")] = False,
     rerank: Rerank = None,
     cascade: Cascade = None,
+    admit: Admit = None,
     encoder: Annotated[
         str | None, typer.Option(help="Encoder of the queries; default: the one in force.")
     ] = None,
     overrides: Overrides = [],  # noqa: B006  (typer reads the default, nobody changes it)
 ) -> None:
     """Answer a file of queries from the current release."""
-    _check_options(queries, out, where, rerank, cascade, encoder, items=items)
+    _check_options(queries, out, where, rerank, encoder, items=items)
+    _check_cascade(out, cascade, admit)
 
     def work() -> dict[str, object]:
         from pipeline.config import load_config
@@ -73,7 +82,7 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
         config = load_config(conf, tuple(overrides))
         to: dict[str, Any] = {
             "out": out,
-            "how": How(k, exact, rerank, cascade),
+            "how": How(k, exact, rerank, cascade, admit or 1),
             "runner_of": lambda store: RayRunner(store, config.ray),
         }
         if queries is None:
@@ -88,7 +97,6 @@ def _check_options(
     out: str,
     where: str | None,
     rerank: int | None,
-    cascade: int | None,
     encoder: str | None,
     *,
     items: bool,
@@ -106,8 +114,14 @@ def _check_options(
         raise typer.BadParameter("--rerank and --encoder are of --queries")
     if not items and where is not None:
         raise typer.BadParameter("--filter is of --items; queries have a column `filter`")
+
+
+def _check_cascade(out: str, cascade: int | None, admit: int | None) -> None:
+    """The same of those of a cascade."""
     if cascade is not None and out.endswith("/"):
         raise typer.BadParameter("--cascade is of --queries into a file")
+    if admit is not None and cascade is None:
+        raise typer.BadParameter("--admit is of --cascade")
 
 
 if __name__ == "__main__":

@@ -21,17 +21,25 @@ class Current:
     manifest: IndexManifest
 
     @classmethod
+    def find(cls, store: Store) -> "Current | None":
+        """As it is now; None where nothing is published."""
+        alias = read_alias(store)
+        if alias is None:
+            return None
+        record = read_release(store, alias.release)
+        return cls(alias, record, read_manifest(store, record))
+
+    @classmethod
     def read(cls, store: Store) -> "Current":
         """As it is now.
 
         Raises:
             MissingFileError: Nothing is published.
         """
-        alias = read_alias(store)
-        if alias is None:
+        current = cls.find(store)
+        if current is None:
             raise MissingFileError(store.uri, "no release is published here", "run `strata run CONF` first")
-        record = read_release(store, alias.release)
-        return cls(alias, record, read_manifest(store, record))
+        return current
 
     @property
     def place(self) -> str:

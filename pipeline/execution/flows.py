@@ -18,7 +18,6 @@ import pyarrow as pa
 import structlog
 
 from pipeline.artifacts import (
-    AliasEntry,
     IndexManifest,
     Plan,
     ReleaseRecord,
@@ -39,7 +38,7 @@ from pipeline.embedding.cache import (
 )
 from pipeline.errors import ConfigError
 from pipeline.execution.building import FittedTree, build_index, cut_rows, index_sizes
-from pipeline.execution.current import skipped
+from pipeline.execution.current import Current, skipped
 from pipeline.execution.documents import DocumentFiles, check_any_is_left, read_documents
 from pipeline.execution.encoders import GIVEN, EncoderInForce, encoder_in_force
 from pipeline.execution.encoding import Embedded, embed
@@ -63,9 +62,6 @@ from pipeline.release import (
     hold_root,
     is_held,
     mark_plan_done,
-    read_alias,
-    read_manifest,
-    read_release,
     write_plan,
 )
 from pipeline.schemas import condemned_schema
@@ -105,50 +101,45 @@ def run(
     start = time.perf_counter()
     ledger = ledger if ledger is not None else Ledger()
     store = spec.open()
-    before = read_alias(store)
-    prepared = _prepare(config, store, ledger)
+    before = Current.find(store)
+    prepared = _prepare(config, store, ledger, before)
     if begin is None and (same := _unchanged_while_held(store, prepared)) is not None:
         return _unchanged(same, time.perf_counter() - start)
     with hold_root(store, "run", config.lease) as lease:
-        started_at = read_alias(store)
+        current = Current.find(store)
         if begin is not None:
             begin(store, prepared.encoder)
         redrives = read_redrives(store, prepared.encoder.fingerprint)
-        if lease.waited or started_at != before or redrives != prepared.redrives:
+        if lease.waited or current != before or redrives != prepared.redrives:
             # Another job was first, and what it published may be of a newer corpus than was found before; or it began a redrive,
             # as `begin` does, which changes what there is to do even where nothing came of it.
-            prepared = _prepare(config, store, ledger)
-        if (same := _unchanged_release(store, started_at, prepared)) is not None:
+            prepared = _prepare(config, store, ledger, current)
+        if (same := _unchanged_release(store, current, prepared)) is not None:
             # A run that died between its alias entry and this line left its plan open.
             mark_plan_done(store, prepared.plan)
             return _unchanged(same, time.perf_counter() - start)
-        _check_encoder(store, started_at, prepared.encoder)
+        _check_encoder(current, prepared.encoder)
         write_plan(store, prepared.plan)
         ledger.seconds["plan"] = round(time.perf_counter() - start, 3)
         with _session(spec, runner_of, lease, prepared, ledger) as session:
-            summary = _build_and_publish(session, prepared, started_at)
+            summary = _build_and_publish(session, prepared, current)
         mark_plan_done(store, prepared.plan)
         return summary
 
 
-def _check_encoder(store: Store, alias: AliasEntry | None, encoder: EncoderInForce) -> None:
+def _check_encoder(current: Current | None, encoder: EncoderInForce) -> None:
     """Refuse another encoder than that of a release that migrates: what is in its space already would be lost."""
-    if alias is None:
+    if current is None or current.query_encoder.fingerprint == encoder.fingerprint:
         return
-    manifest = read_manifest(store, read_release(store, alias.release))
-    if manifest.encoder["fingerprint"] == encoder.fingerprint:
-        return
-    name = manifest.encoder["name"]
-    if manifest.bridges:
-        problem = (
-            f"release {alias.release} answers queries of {name}, the configuration names {encoder.space}"
-        )
+    name = current.query_encoder.name
+    if current.manifest.bridges:
+        problem = f"{current.place} answers queries of {name}, the configuration names {encoder.space}"
         remedy = f"set `encoder: {name}`, or go back first: `strata rollback`"
         raise ConfigError("encoder", problem, remedy)
     if encoder.spec is not None:
         structlog.get_logger().warning(
             "all_documents_are_embedded_anew",
-            release=alias.release,
+            release=current.record.release,
             encoder_before=name,
             encoder=encoder.label,
             hint="strata upgrade answers queries of the new encoder from what is there; strata backfill goes by parts",
@@ -183,7 +174,7 @@ class _Prepared:
     inputs: str
 
 
-def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
+def _prepare(config: Config, store: Store, ledger: Ledger, current: Current | None) -> _Prepared:
     plan = plan_corpus(config.corpus, config.storage)
     claim_root(store, config.corpus)
     encoder = encoder_in_force(store, config, plan)
@@ -198,15 +189,11 @@ def _prepare(config: Config, store: Store, ledger: Ledger) -> _Prepared:
     )
     check_fits(cost.memory_by_stage, settled)
     redrives = read_redrives(store, encoder.fingerprint)
-    workload = None if _migrates(store) else _workload_of(settled, plan)
+    # Until a release is in one space, its partitions stay cut as they are.
+    migrates = current is not None and bool(current.manifest.bridges)
+    workload = None if migrates else _workload_of(settled, plan)
     inputs = inputs_key(settled, plan, encoder, workload, redrives=len(redrives))
     return _Prepared(plan, encoder, settled, serving, cost, redrives, workload, inputs)
-
-
-def _migrates(store: Store) -> bool:
-    """Whether the current release is between two encoders: until it is not, its partitions stay cut as they are."""
-    alias = read_alias(store)
-    return alias is not None and bool(read_manifest(store, read_release(store, alias.release)).bridges)
 
 
 def _workload_of(config: SizedConfig, plan: Plan) -> Workload | None:
@@ -221,13 +208,11 @@ def _workload_of(config: SizedConfig, plan: Plan) -> Workload | None:
     return workload
 
 
-def _unchanged_release(store: Store, alias: AliasEntry | None, prepared: _Prepared) -> ReleaseRecord | None:
-    """The release that the alias names, if it is whole and was made of the same; None if there is work to do."""
-    if alias is None:
+def _unchanged_release(store: Store, current: Current | None, prepared: _Prepared) -> ReleaseRecord | None:
+    """The current release, if it is whole and was made of the same; None if there is work to do."""
+    if current is None or current.record.summary.get("inputs") != prepared.inputs:
         return None
-    current = read_release(store, alias.release)
-    same = current.summary.get("inputs") == prepared.inputs
-    return current if same and files_are_there(store, current) else None
+    return current.record if files_are_there(store, current.record) else None
 
 
 def _unchanged_while_held(store: Store, prepared: _Prepared) -> ReleaseRecord | None:
@@ -235,7 +220,7 @@ def _unchanged_while_held(store: Store, prepared: _Prepared) -> ReleaseRecord | 
 
     True at this moment, and nothing is written: as if this run had come before the one that holds the root.
     """
-    return _unchanged_release(store, read_alias(store), prepared) if is_held(store) else None
+    return _unchanged_release(store, Current.find(store), prepared) if is_held(store) else None
 
 
 def _check_examples(config: Config, plan: Plan, encoder: EncoderInForce) -> None:
@@ -298,11 +283,8 @@ def _content_hash(uri: str, config: Config) -> str:
 # ------------------------------------------------------------------------------------------------ stages
 
 
-def _build_and_publish(
-    session: BuildSession, prepared: _Prepared, started_at: AliasEntry | None
-) -> dict[str, Any]:
-    current = read_release(session.store, started_at.release) if started_at is not None else None
-    parent = Parent(current.release, read_manifest(session.store, current)) if current is not None else None
+def _build_and_publish(session: BuildSession, prepared: _Prepared, current: Current | None) -> dict[str, Any]:
+    parent = Parent(current.record.release, current.manifest) if current is not None else None
     plan, encoder = prepared.plan, prepared.encoder
     cache = open_cache(
         session.store,
@@ -315,9 +297,9 @@ def _build_and_publish(
     questions = read_questions(session, encoder)
     made = _made(session, prepared, cache, parent, read_pairs(session, encoder, questions))
     documents, embedded, old = made.documents, made.embedded, made.old
-    if current is not None and made.settled is not None:
-        letters = cast("list[str]", current.summary["dead_letter_files"])
-        kept = letters_of(session.store, letters, made.settled.condemned)
+    if current is not None and old is not None:
+        letters = cast("list[str]", current.record.summary["dead_letter_files"])
+        kept = letters_of(session.store, letters, old.settled.condemned)
         documents = replace(documents, dead_letters=documents.dead_letters + kept)
     stand_ins = (
         partial(sample_queries, session.store, made.source)
@@ -340,13 +322,23 @@ def _build_and_publish(
         **measured,
         "plan": plan.fingerprint,
         "inputs": prepared.inputs,
-        **({} if old is None else {"made_of": old.made_of(prepared.inputs)}),
+        **({} if old is None else {"made_of": old.side.made_of(prepared.inputs)}),
         "estimate": prepared.cost.as_dict(),
         "serving": asdict(prepared.serving),
         **provenance(session.config),
         "skipped": False,
     }
-    return publish_index(session, manifest, summary, started_at, current)
+    started_at, record = (current.alias, current.record) if current is not None else (None, None)
+    return publish_index(session, manifest, summary, started_at, record)
+
+
+@dataclass(frozen=True)
+class _Old:
+    """The side of a release that migrates which is in earlier spaces."""
+
+    side: OldSide
+    settled: Settled
+    """What becomes of it."""
 
 
 @dataclass(frozen=True)
@@ -358,10 +350,8 @@ class _Made:
     embedded: Embedded
     source: VectorSource
     """What it holds in the space of the encoder."""
-    old: OldSide | None
+    old: _Old | None
     """Of the release before, where that migrates."""
-    settled: Settled | None
-    """What became of it."""
 
 
 def _made(
@@ -372,14 +362,11 @@ def _made(
     asked: AskedPairs | None,
 ) -> _Made:
     """From documents to an index; while a release migrates, those that are not in an earlier space are in the new one."""
-    plan, encoder, old = prepared.plan, prepared.encoder, OldSide.of(parent)
+    plan, encoder = prepared.plan, prepared.encoder
     documents = read_documents(session, plan, encoder, cache)
-    settled: Settled | None = None
+    old = _old_of(session, plan, documents, cache, parent)
     if old is not None:
-        old.check_attributes(plan.attributes)
-        members = old.members(session, buckets=len(documents.files))
-        settled = old.settled(session, documents.files, members, text_buckets=cache.buckets)
-        documents = replace(documents, texts=settled.texts, vectors=settled.vectors)
+        documents = replace(documents, texts=old.settled.texts, vectors=old.settled.vectors)
     embedded = embed(session, plan, documents, encoder, cache)
     documents = _without_condemned(session.config, plan, documents, embedded)
     source = VectorSource(documents.texts, cache, plan.attributes, embedded.condemned)
@@ -388,11 +375,23 @@ def _made(
         binarizer = binarizer_in_force(session, documents, source, encoder, parent, asked)
         return build_index(session, plan, encoder, documents, source, binarizer, cut)
 
-    if old is None or settled is None:
+    if old is None:
         manifest = build(cut_rows(session, plan, documents, source, prepared.workload))
     else:
-        manifest = old.beside(session, plan, documents, source, settled, build)
-    return _Made(manifest, documents, embedded, source, old, settled)
+        manifest = old.side.beside(session, plan, documents, source, old.settled, build)
+    return _Made(manifest, documents, embedded, source, old)
+
+
+def _old_of(
+    session: BuildSession, plan: Plan, documents: DocumentFiles, cache: Cache, parent: Parent | None
+) -> _Old | None:
+    """None where the release before is in one space, or there is none."""
+    side = OldSide.of(parent)
+    if side is None:
+        return None
+    side.check_attributes(plan.attributes)
+    members = side.members(session, buckets=len(documents.files))
+    return _Old(side, side.settled(session, documents.files, members, text_buckets=cache.buckets))
 
 
 def _without_condemned(

@@ -122,7 +122,8 @@ def _cascade_to_file(
     asked = replace(asked, texts=None, vectors=vectors)
     found, stats = _search_by_filter(release, asked, deeper)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    ranked = cascade(open_store(config.root, config.storage), manifest, made, unit, found, depth=depth)
+    store = open_store(config.root, config.storage)
+    ranked = cascade(store, manifest, made, unit, found, depth=depth, admit=how.admit)
     _write_results(config, _results(asked, [hits[: how.k] for hits in ranked.hits], release.number), out)
     return {
         "queries": len(asked),

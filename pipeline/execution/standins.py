@@ -53,7 +53,7 @@ def documents_as_queries(
         [("text_hash", "ascending"), ("doc_id", "ascending")]
     )
     found, first = np.unique(hash_keys(named["text_hash"]), return_index=True)
-    _, vectors = cached_vectors(session.store, cache, found[-count:])
+    vectors = cached_vectors(session.store, cache, found[-count:]).vectors
     return vectors, named["doc_id"].take(pa.array(first[-count:])).to_pylist()
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipeline.tables import hash_keys, read_bucket, read_columns
 
 __all__ = [
     "SLICE_ROWS",
+    "CachedVectors",
     "VectorSource",
     "cached_vectors",
     "iterate_vectors",
@@ -81,28 +83,35 @@ def iterate_vectors(
         yield rows, cached.read(distinct)[places]
 
 
-def cached_vectors(
-    store: Store, cache: Cache, hashes: NDArray[np.bytes_]
-) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
+class CachedVectors(NamedTuple):
+    """What a cache has of some texts."""
+
+    is_there: NDArray[np.bool_]
+    """(n,) whether each has a vector."""
+    is_condemned: NDArray[np.bool_]
+    """(n,) whether it is known of each that the encoder cannot make one."""
+    vectors: NDArray[np.float32]
+    """(n, d), of zeros where there is none."""
+
+
+def cached_vectors(store: Store, cache: Cache, hashes: NDArray[np.bytes_]) -> CachedVectors:
     """What a cache has of some texts; every bucket that one of them is in is opened.
 
     Args:
         store: The root.
         cache: Of an encoder.
         hashes: (n,) S16, sorted and distinct.
-
-    Returns:
-        (n,) whether each has a vector; (n, d) these, of zeros where there is none.
     """
-    is_there = np.zeros(len(hashes), np.bool_)
+    is_there, is_condemned = np.zeros((2, len(hashes)), np.bool_)
     vectors = np.zeros((len(hashes), cache.dims), np.float32)
     of_hash = bucket_of(hashes.view(np.uint8).reshape(-1, 16), cache.buckets)
     for bucket in np.unique(of_hash).tolist():
         cached = CachedBucket(store, cache, bucket)
         mine = np.flatnonzero(of_hash == bucket)
+        is_condemned[mine] = np.isin(hashes[mine], hash_keys(cached.condemned["text_hash"]))
         mine = mine[np.isin(hashes[mine], cached.keys)]
         is_there[mine], vectors[mine] = True, cached.read(hashes[mine])
-    return is_there, vectors
+    return CachedVectors(is_there, is_condemned, vectors)
 
 
 def sample_vectors(store: Store, source: VectorSource, rows: int) -> NDArray[np.float32]:

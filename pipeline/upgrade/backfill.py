@@ -231,9 +231,9 @@ def weigh_texts(
     missed = np.zeros(len(hashes))
     if is_there.any():
         crossing = load_crossing(store, bridge, encoder)
-        has_old, wanted = cached_vectors(store, old, hashes[is_there])
+        wanted = cached_vectors(store, old, hashes[is_there])
         found = crossing.queries(cached.read(hashes[is_there]))
-        missed[is_there] = np.where(has_old, 1 - np.einsum("nd,nd->n", found, wanted), 0)
+        missed[is_there] = np.where(wanted.is_there, 1 - np.einsum("nd,nd->n", found, wanted.vectors), 0)
     is_stuck = ~is_there & np.isin(hashes, hash_keys(cached.condemned["text_hash"]))
     columns = [one[text_of] for one in (~is_there & ~is_stuck, is_stuck, is_there, missed)]
     weighed = pa.table([table["vector_id"], *map(pa.array, columns)], schema=WEIGHED)

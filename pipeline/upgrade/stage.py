@@ -204,15 +204,14 @@ def _read_sampled(store: Store, sampled: Sequence[FileRef]) -> pa.Table:
 def _read_sample(store: Store, sampled: Sequence[FileRef], new: Cache, old: Cache) -> _Sample:
     table = _read_sampled(store, sampled)
     hashes, row_of = np.unique(hash_keys(table["text_hash"]), return_inverse=True)
-    has_both, vectors_new = cached_vectors(store, new, hashes)
-    has_old, vectors_old = cached_vectors(store, old, hashes)
-    has_both = has_both & has_old
+    by_new, by_old = (cached_vectors(store, cache, hashes) for cache in (new, old))
+    has_both = by_new.is_there & by_old.is_there
     place = np.cumsum(has_both) - 1
     names = table["doc_id"].to_pylist()
     rows_of = {
         name: int(place[row]) for name, row in zip(names, row_of.tolist(), strict=True) if has_both[row]
     }
-    return _Sample(Pairs(vectors_new[has_both], vectors_old[has_both]), rows_of)
+    return _Sample(Pairs(by_new.vectors[has_both], by_old.vectors[has_both]), rows_of)
 
 
 def _split(sample: _Sample, asked: AskedOfBoth | None) -> tuple[Pairs, Pairs, dict[str, int]]:

@@ -31,6 +31,8 @@ def _configured(folder, rows, **more):
         folder / "corpus.parquet",
         **({"encoders": ENCODERS, "upgrade": UPGRADE | {"sample_documents": 200}} | more),
     )
+    # By its name a root knows its corpus, wherever copies of both lie.
+    content["corpus"] |= {"name": "rivers"}
     return configured(folder, content)
 
 
@@ -40,12 +42,19 @@ def _backfill(config, budget="25%", to="100%", **more):
     return backfill(config, spec, lambda: Inline(spec), reach=reach, **more)
 
 
-@pytest.fixture
-def upgraded(tmp_path):
-    config = _configured(tmp_path, rows_of(ROWS))
+@pytest.fixture(scope="module")
+def upgraded_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("upgraded")
+    config = _configured(folder, rows_of(ROWS))
     run_inline(config)
     _upgrade(config)
-    return config.model_copy(update={"encoder": "wide"})
+    return folder
+
+
+@pytest.fixture
+def upgraded(upgraded_once, tmp_path):
+    shutil.copytree(upgraded_once / "root", tmp_path / "root")
+    return _configured(tmp_path, rows_of(ROWS)).model_copy(update={"encoder": "wide"})
 
 
 def _places(config):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,13 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import open_release
+from pipeline.embedding.cache import find_cache
 from pipeline.embedding.hashing import HashingEncoder
 from pipeline.errors import ConfigError, IncompatibleModelsError, MissingFileError, QualityGateError
 from pipeline.execution.searching import How, search_file, search_items
 from pipeline.execution.upgrading import upgrade
 from pipeline.execution.work import StoreSpec
+from pipeline.index.vectors import cached_vectors
 from pipeline.release import collect, rollback, verify
 from pipeline.storage import open_store
+from pipeline.tables import hash_keys, read_columns
 from tests.integration.roads import Inline, configured, rows_of, run_inline, settings, write_parquet
 
 ROWS = 900
@@ -34,7 +38,10 @@ def _settings(folder, **more):
     pq.write_table(pa.Table.from_pylist(queries), folder / "queries.parquet")
     evaluation = {"queries": str(folder / "queries.parquet"), "sample_queries": 60}
     content = {"encoders": ENCODERS, "upgrade": UPGRADE, "evaluation": evaluation} | more
-    return settings(folder / "root", folder / "corpus.parquet", **content)
+    content = settings(folder / "root", folder / "corpus.parquet", **content)
+    # By its name a root knows its corpus, wherever copies of both lie.
+    content["corpus"] |= {"name": "rivers"}
+    return content
 
 
 def _upgrade(config, encoder="wide"):
@@ -42,12 +49,35 @@ def _upgrade(config, encoder="wide"):
     return upgrade(config, spec, lambda: Inline(spec), encoder=encoder)
 
 
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("built")
+    write_parquet(folder / "corpus.parquet", rows_of(ROWS))
+    run_inline(configured(folder, _settings(folder)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def upgraded_once(built_once, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("upgraded")
+    _upgrade(_copied(built_once, folder))
+    return folder
+
+
 @pytest.fixture
-def built(tmp_path):
-    write_parquet(tmp_path / "corpus.parquet", rows_of(ROWS))
-    config = configured(tmp_path, _settings(tmp_path))
-    run_inline(config)
-    return config
+def built(built_once, tmp_path):
+    return _copied(built_once, tmp_path)
+
+
+@pytest.fixture
+def upgraded(upgraded_once, tmp_path):
+    return _copied(upgraded_once, tmp_path)
+
+
+def _copied(whole, folder):
+    shutil.copytree(whole / "root", folder / "root")
+    write_parquet(folder / "corpus.parquet", rows_of(ROWS))
+    return configured(folder, _settings(folder))
 
 
 def _hits(config, texts, **more):
@@ -70,8 +100,8 @@ def test_new_queries_search_old_vectors_after_an_upgrade(built):
     assert verify(open_store(built.root, built.storage)).problems == ()
 
 
-def test_the_ladder_goes_from_a_naive_swap_to_the_oracle(built):
-    ladder = _upgrade(built)["upgrade"]
+def test_the_ladder_goes_from_a_naive_swap_to_the_oracle(upgraded):
+    ladder = open_release(upgraded.root).record.summary["upgrade"]
     rungs = {rung["name"]: rung for rung in ladder["rungs"]}
     assert "compatible head by codes alone" in rungs
     assert {"naive swap", "status quo", "procrustes", "ridge", "cascade of 50", "full backfill"} <= set(rungs)
@@ -154,23 +184,21 @@ def test_a_rollback_answers_as_before(built):
     assert open_release(built.root).search(TEXTS).hits == before
 
 
-def test_queries_of_the_old_encoder_are_refused_after_an_upgrade(built, tmp_path):
-    _upgrade(built)
+def test_queries_of_the_old_encoder_are_refused_after_an_upgrade(upgraded, tmp_path):
     arguments = {
         "queries": str(tmp_path / "queries.parquet"),
         "out": str(tmp_path / "out.parquet"),
         "how": How(10),
     }
     with pytest.raises(IncompatibleModelsError, match=r"wide.*words"):
-        search_file(built, **arguments, encoder="words", runner_of=Inline)
-    found = search_file(built, **arguments, encoder="wide", runner_of=Inline)
+        search_file(upgraded, **arguments, encoder="words", runner_of=Inline)
+    found = search_file(upgraded, **arguments, encoder="wide", runner_of=Inline)
     assert found["queries"] == 120
 
 
-def test_documents_as_queries_are_refused_across_a_bridge(built, tmp_path):
-    _upgrade(built)
+def test_documents_as_queries_are_refused_across_a_bridge(upgraded, tmp_path):
     with pytest.raises(IncompatibleModelsError, match="backfill"):
-        search_items(built, out=f"{tmp_path}/items/", where=None, how=How(10), runner_of=Inline)
+        search_items(upgraded, out=f"{tmp_path}/items/", where=None, how=How(10), runner_of=Inline)
 
 
 def test_a_second_upgrade_leads_to_the_first_space_without_a_chain(built):
@@ -183,10 +211,9 @@ def test_a_second_upgrade_leads_to_the_first_space_without_a_chain(built):
     assert [bridge.encoder["name"] for bridge in manifest.bridges] == ["words"]
 
 
-def test_the_way_back_to_the_encoder_of_the_vectors_is_a_rollback(built):
-    _upgrade(built)
+def test_the_way_back_to_the_encoder_of_the_vectors_is_a_rollback(upgraded):
     with pytest.raises(ConfigError, match="strata rollback"):
-        _upgrade(built, "words")
+        _upgrade(upgraded, "words")
 
 
 def test_nothing_is_upgraded_where_nothing_is_published(tmp_path):
@@ -202,36 +229,33 @@ def test_an_encoder_that_is_not_configured_is_refused(built):
         _upgrade(built, "nobody")
 
 
-def test_what_a_release_names_of_its_bridge_is_kept_by_gc(built):
-    _upgrade(built)
-    store = open_store(built.root, built.storage)
+def test_what_a_release_names_of_its_bridge_is_kept_by_gc(upgraded):
+    store = open_store(upgraded.root, upgraded.storage)
     collect(store, grace=timedelta(0), keep=9, now=datetime.now(UTC) + timedelta(days=30))
     assert verify(store).problems == ()
-    json.loads(store.read(open_release(built.root).reader.manifest.bridges[0].files[0].path))
+    json.loads(store.read(open_release(upgraded.root).reader.manifest.bridges[0].files[0].path))
 
 
-def test_a_cascade_in_small_blocks_of_queries_finds_the_same(built, tmp_path, monkeypatch):
-    _upgrade(built)
+def test_a_cascade_in_small_blocks_of_queries_finds_the_same(upgraded, tmp_path, monkeypatch):
     found = []
     for block in (1000, 3):
         monkeypatch.setattr("pipeline.execution.cascading.QUERY_BLOCK", block)
         out = str(tmp_path / f"{block}.parquet")
         queries, how = str(tmp_path / "queries.parquet"), How(10, cascade=30)
-        search_file(built, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+        search_file(upgraded, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
         found.append(pq.read_table(out))
     assert found[0] == found[1]
 
 
-def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(built, tmp_path):
-    _upgrade(built)
+def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(upgraded, tmp_path):
     queries, out = str(tmp_path / "queries.parquet"), str(tmp_path / "out.parquet")
     how = How(10, cascade=100)
-    first = search_file(built, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
-    again = search_file(built, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+    first = search_file(upgraded, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+    again = search_file(upgraded, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
     assert first["documents_embedded"] > 0
     assert again["documents_embedded"] == 0
     rows = rows_of(ROWS)
-    encoder = HashingEncoder(built.encoders["wide"])
+    encoder = HashingEncoder(upgraded.encoders["wide"])
     documents = encoder.encode_documents([f"{row['title']} {row['text']}" for row in rows])
     table = pq.read_table(queries)
     wanted = encoder.encode_queries(table["text"].to_pylist()) @ documents.T
@@ -246,6 +270,39 @@ def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(built, tmp_
         assert (np.diff(scores) <= 0).all()
         agreed.append((wanted[number, rows_found] >= np.sort(wanted[number])[-10] - 1e-6).mean())
     assert np.mean(agreed) >= 0.9
+
+
+def _with_vectors(config):
+    """Documents that the cache of the encoder in force has vectors of."""
+    store, manifest = open_store(config.root, config.storage), open_release(config.root).reader.manifest
+    cache = find_cache(store, manifest.encoder["fingerprint"])
+    rows = [read_columns(store, ref.path, ["doc_id", "text_hash"]) for ref in manifest.documents]
+    table = pa.concat_tables(rows).sort_by("text_hash")
+    is_there = cached_vectors(store, cache, hash_keys(table["text_hash"])).is_there
+    return set(table["doc_id"].filter(pa.array(is_there)).to_pylist())
+
+
+def test_a_cascade_embeds_what_enough_of_the_queries_find_and_leaves_the_others_their_scores(
+    upgraded, tmp_path
+):
+    queries = str(tmp_path / "queries.parquet")
+
+    def found(name, how):
+        out = str(tmp_path / name)
+        summary = search_file(upgraded, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+        table = pq.read_table(out)
+        keys = zip(table["query_id"].to_pylist(), table["doc_id"].to_pylist(), strict=True)
+        return summary, dict(zip(keys, table["score"].to_pylist(), strict=True))
+
+    _, plain = found("plain.parquet", How(30, exact=True))
+    wanted = Counter(doc for _, doc in plain)
+    sampled = _with_vectors(upgraded)
+    summary, ranked = found("ranked.parquet", How(30, exact=True, cascade=30, admit=3))
+    assert ranked.keys() == plain.keys()
+    admitted = {doc for doc, count in wanted.items() if count >= 3}
+    assert 0 < summary["documents_embedded"] == len(admitted - sampled) < len(wanted.keys() - sampled)
+    changed = {doc for (query, doc), score in ranked.items() if abs(score - plain[query, doc]) > 1e-6}
+    assert changed == admitted | (sampled & wanted.keys())
 
 
 def test_a_cascade_is_refused_where_there_is_no_bridge(built, tmp_path):

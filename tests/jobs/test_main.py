@@ -4,7 +4,7 @@ import pytest
 import typer
 
 from jobs._main import _TerminatedError, exit_code_of
-from jobs.search import _check_options
+from jobs.search import _check_cascade, _check_options
 from pipeline.errors import StorageUnavailableError
 
 
@@ -36,7 +36,6 @@ def test_other_errors_keep_their_codes():
         ({"items": True, "rerank": 5}, "are of --queries"),
         ({"items": True, "encoder": "other"}, "are of --queries"),
         ({"queries": "q", "items": False, "where": "year = 1"}, "--filter is of --items"),
-        ({"queries": "q", "items": False, "cascade": 50}, "--cascade is of --queries into a file"),
     ],
 )
 def test_options_of_a_search_that_say_nothing_together_are_refused(options, problem):
@@ -45,8 +44,19 @@ def test_options_of_a_search_that_say_nothing_together_are_refused(options, prob
         "out": "r/",
         "where": None,
         "rerank": None,
-        "cascade": None,
         "encoder": None,
     } | options
     with pytest.raises(typer.BadParameter, match=problem):
         _check_options(**given)
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (("r/", 50, None), "--cascade is of --queries into a file"),
+        (("r.parquet", None, 2), "--admit is of --cascade"),
+    ],
+)
+def test_options_of_a_cascade_that_say_nothing_together_are_refused(options, problem):
+    with pytest.raises(typer.BadParameter, match=problem):
+        _check_cascade(*options)

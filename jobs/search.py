@@ -33,7 +33,7 @@ Admit = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="With --cascade: queries of the file that must find a document before it is embedded. Absent: one.",
+        help="With --cascade: queries of the file, by their weight, that must find a document before it is embedded.",
     ),
 ]
 
@@ -82,7 +82,7 @@ def command(  # noqa: PLR0913, PLR0917  (the public contract's options)
         config = load_config(conf, tuple(overrides))
         to: dict[str, Any] = {
             "out": out,
-            "how": How(k, exact, rerank, cascade, admit or 1),
+            "how": How(k, exact=exact, rerank=rerank, cascade=cascade, admit=admit or 0),
             "runner_of": lambda store: RayRunner(store, config.ray),
         }
         if queries is None:
@@ -117,7 +117,11 @@ def _check_options(
 
 
 def _check_cascade(out: str, cascade: int | None, admit: int | None) -> None:
-    """The same of those of a cascade."""
+    """Refuse options of a cascade where there is none.
+
+    Raises:
+        typer.BadParameter: Which, and what to give instead.
+    """
     if cascade is not None and out.endswith("/"):
         raise typer.BadParameter("--cascade is of --queries into a file")
     if admit is not None and cascade is None:

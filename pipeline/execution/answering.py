@@ -65,8 +65,8 @@ class How:
     """Candidates scored with float16 vectors; None: the release's default, in proportion for k above ten."""
     cascade: int | None = None
     """First documents of a query that the encoder of the release embeds where a bridge leads to them; None: none."""
-    admit: int = 1
-    """Queries of the file that find a document among these before a cascade embeds it."""
+    admit: int = 0
+    """Queries of the file that find a document among these before a cascade embeds it; 0: whatever they find."""
 
 
 def answer_queries(

@@ -298,7 +298,7 @@ class _Backfill:
             **provenance(session.config),
             "skipped": False,
         }
-        return publish_index(session, manifest, summary, current.alias, current.record)
+        return publish_index(session, manifest, summary, current)
 
     def _settled(self, moving: Moving) -> Settled:
         return self._old.settled(

@@ -3,8 +3,8 @@
 What is embedded stays in that encoder's cache: no document is embedded twice for queries, and a backfill finds it there.
 """
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,12 +22,14 @@ from pipeline.index.vectors import cached_vectors
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, vector_array
 
-__all__ = ["Cascaded", "cascade"]
+__all__ = ["Cascaded", "admitted", "cascade"]
 
 KEPT_TOGETHER = 5000
 """Texts after which what is embedded is kept: a search that dies loses no more. Fewer would be more and smaller files."""
+READ_TOGETHER = 50_000
+"""Documents whose texts are read together: bounds their memory."""
 QUERY_BLOCK = 1000
-"""Queries whose documents are read together: bounds the memory of their texts and vectors."""
+"""Queries whose documents are read together: bounds the memory of their vectors."""
 
 
 class Cascaded(NamedTuple):
@@ -36,6 +38,31 @@ class Cascaded(NamedTuple):
     hits: list[list[Hit]]
     embedded: int
     """Texts that were not in the cache."""
+    across: int
+    """Documents among the first ones that keep their scores from across the bridge."""
+
+
+def admitted(
+    found: Sequence[list[Hit]], *, depth: int, admit: int, weights: Sequence[float] = ()
+) -> list[str]:
+    """Documents that enough queries find: what is found once is seldom asked for again.
+
+    Source: caching on the second hit, Maggs and Sitaraman, "Algorithmic nuggets in content delivery", 2015, section 4.
+
+    Args:
+        found: (q,) hits of each query.
+        depth: First hits of each that count.
+        admit: Queries that must find a document; 0: whatever they find.
+        weights: (q,) as how many each counts; none: as one.
+
+    Returns:
+        Their ids, in order.
+    """
+    wanted: dict[str, float] = defaultdict(float)
+    for hits, weight in zip(found, weights or [1.0] * len(found), strict=True):
+        for hit in hits[:depth]:
+            wanted[hit.doc_id] += weight
+    return sorted(name for name, count in wanted.items() if count >= admit)
 
 
 def cascade(
@@ -46,14 +73,12 @@ def cascade(
     found: Sequence[list[Hit]],
     *,
     depth: int,
-    admit: int = 1,
+    embed: Sequence[str],
 ) -> Cascaded:
     """Rank the first documents of each query by vectors of the new encoder; the others follow as they were found.
 
-    A document none of whose texts can be embedded keeps its score, and so does one that too few queries find, unless the cache
-    has all its texts: what is found once is seldom asked for again.
-
-    Source: caching on the second hit, Maggs and Sitaraman, "Algorithmic nuggets in content delivery", 2015, section 4.
+    A document none of whose texts can be embedded keeps its score, and so does one that is not to be embedded, unless the cache
+    has all its texts that can be. First all is embedded, then all ranked: the order of the queries does not matter.
 
     Args:
         store: The root.
@@ -62,47 +87,37 @@ def cascade(
         queries: (q, d) unit vectors.
         found: Of each query, hits with calibrated scores.
         depth: First hits of each that are ranked anew.
-        admit: Of these queries, how many find a document among their first ones before it is embedded.
+        embed: Documents whose texts are embedded where the cache knows nothing of them.
     """
-    wanted = Counter(hit.doc_id for hits in found for hit in hits[:depth])
-    admitted = frozenset(name for name, count in wanted.items() if count >= admit)
     texts = _Texts(store, manifest, encoder)
-    parts = []
-    for start in range(0, len(queries), QUERY_BLOCK):
-        some = slice(start, start + QUERY_BLOCK)
-        parts.append(_ranked_anew(texts, queries[some], found[some], depth, admitted))
-    return Cascaded([hits for part in parts for hits in part.hits], sum(part.embedded for part in parts))
+    embedded = sum(texts.embed(embed[some]) for some in _spans(len(embed), READ_TOGETHER))
+    ranked: list[list[Hit]] = []
+    across: set[str] = set()
+    for some in _spans(len(queries), QUERY_BLOCK):
+        first = {hit.doc_id for hits in found[some] for hit in hits[:depth]}
+        known = texts.vectors_of(sorted(first))
+        across |= first - known.keys()
+        asked = zip(queries[some], found[some], strict=True)
+        ranked += [_ranked(query, hits, known, depth) for query, hits in asked]
+    return Cascaded(ranked, embedded, len(across))
 
 
-def _ranked_anew(
-    texts: "_Texts",
-    queries: NDArray[np.float32],
-    found: Sequence[list[Hit]],
-    depth: int,
-    admitted: frozenset[str],
-) -> Cascaded:
-    """The same for one block of queries."""
-    names = sorted({hit.doc_id for hits in found for hit in hits[:depth]})
-    rows, vectors, embedded = texts.of_documents(names, admitted)
-    of_document: dict[str, list[int]] = {}
-    for row, name in enumerate(rows):
-        if vectors[row].any():
-            of_document.setdefault(name, []).append(row)
+def _spans(length: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, length, size))
 
-    def ranked(query: NDArray[np.float32], hits: list[Hit]) -> list[Hit]:
-        scored = [
-            hit._replace(score=float((vectors[of_document[hit.doc_id]] @ query).max()))
-            if hit.doc_id in of_document
-            else hit
-            for hit in hits[:depth]
-        ]
-        return [*sorted(scored, key=lambda hit: -hit.score), *hits[depth:]]
 
-    return Cascaded([ranked(query, hits) for query, hits in zip(queries, found, strict=True)], embedded)
+def _ranked(
+    query: NDArray[np.float32], hits: list[Hit], known: Mapping[str, NDArray[np.float32]], depth: int
+) -> list[Hit]:
+    scored = [
+        hit._replace(score=float((known[hit.doc_id] @ query).max())) if hit.doc_id in known else hit
+        for hit in hits[:depth]
+    ]
+    return [*sorted(scored, key=lambda hit: -hit.score), *hits[depth:]]
 
 
 class _Texts:
-    """Texts of documents as vectors of an encoder, from its cache or made now.
+    """Texts of documents as vectors of an encoder, in its cache.
 
     Args:
         store: The root.
@@ -121,44 +136,37 @@ class _Texts:
             redrives=read_redrives(store, identity.fingerprint),
         )
 
-    def of_documents(
-        self, names: list[str], admitted: frozenset[str]
-    ) -> tuple[list[str], NDArray[np.float32], int]:
-        """The document of each row, (n, d) vectors, how many texts were embedded now.
-
-        Vectors are zeros where a text cannot be embedded, and of every document that is not admitted and has a text to embed.
-        """
-        rows = documents_by_id(self._store, self._documents, names, ["doc_id", "text", "text_hash"])
-        hashes, first, text_of = np.unique(
-            hash_keys(rows["text_hash"]), return_index=True, return_inverse=True
+    def embed(self, names: Sequence[str]) -> int:
+        """Make vectors of the texts of documents that the cache knows nothing of; how many could be made."""
+        rows = documents_by_id(self._store, self._documents, names, ["text", "text_hash"])
+        hashes, first = np.unique(hash_keys(rows["text_hash"]), return_index=True)
+        cached = cached_vectors(self._store, self._cache, hashes)
+        missing = np.flatnonzero(~cached.is_there & ~cached.is_condemned)
+        return sum(
+            self._embed(hashes[missing[some]], rows["text"].take(pa.array(first[missing[some]])).to_pylist())
+            for some in _spans(len(missing), KEPT_TOGETHER)
         )
-        owners = rows["doc_id"].to_pylist()
-        is_there, is_condemned, vectors = cached_vectors(self._store, self._cache, hashes)
-        is_admitted = np.zeros(len(hashes), np.bool_)
-        is_admitted[text_of[[name in admitted for name in owners]]] = True
-        is_open = ~is_there & ~is_condemned
-        missing = np.flatnonzero(is_open & is_admitted)
-        for start in range(0, len(missing), KEPT_TOGETHER):
-            some = missing[start : start + KEPT_TOGETHER]
-            texts = rows["text"].take(pa.array(first[some])).to_pylist()
-            vectors[some] = self._embedded(hashes[some], texts)
-        embedded = int(vectors[missing].any(axis=1).sum())
-        left = np.flatnonzero((is_open & ~is_admitted)[text_of])
-        unfinished = {owners[row] for row in left}
-        of_rows = vectors[text_of]
-        of_rows[[name in unfinished for name in owners]] = 0
-        return owners, of_rows, embedded
 
-    def _buckets(self, hashes: NDArray[np.bytes_]) -> NDArray[np.int32]:
-        return bucket_of(hashes.view(np.uint8).reshape(-1, 16), self._cache.buckets)
+    def vectors_of(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """(c, d) vectors by document, of those that have one and no text that is still to be embedded."""
+        rows = documents_by_id(self._store, self._documents, names, ["doc_id", "text_hash"])
+        hashes, text_of = np.unique(hash_keys(rows["text_hash"]), return_inverse=True)
+        cached = cached_vectors(self._store, self._cache, hashes)
+        texts: dict[str, list[int]] = defaultdict(list)
+        for name, text in zip(rows["doc_id"].to_pylist(), text_of.tolist(), strict=True):
+            texts[name].append(text)
+        is_settled = cached.is_there | cached.is_condemned
+        settled = {name: np.array(own) for name, own in texts.items() if is_settled[own].all()}
+        vectors = {name: cached.vectors[own[cached.is_there[own]]] for name, own in settled.items()}
+        return {name: own for name, own in vectors.items() if len(own)}
 
-    def _embedded(self, hashes: NDArray[np.bytes_], texts: list[str]) -> NDArray[np.float32]:
-        """(n, d) vectors of texts by rising hash, which are added to the cache; zeros of those that cannot be embedded."""
+    def _embed(self, hashes: NDArray[np.bytes_], texts: list[str]) -> int:
+        """Add the vectors of texts by rising hash to the cache, and which have none; how many have one."""
         vectors, failed = encode_around(self._encoder.encode_documents, texts, dims=self._cache.dims)
         is_bad = np.zeros(len(texts), np.bool_)
         is_bad[[one.row for one in failed]] = True
         reasons = {one.row: one for one in failed}
-        buckets = self._buckets(hashes)
+        buckets = bucket_of(hashes.view(np.uint8).reshape(-1, 16), self._cache.buckets)
         for bucket in np.unique(buckets).tolist():
             here = np.flatnonzero(buckets == bucket)
             good = here[~is_bad[here]]
@@ -171,4 +179,4 @@ class _Texts:
                 column = pa.chunked_array([hash_array(hashes[bad].view(np.uint8).reshape(-1, 16))])
                 found = [reasons[row]._replace(row=at) for at, row in enumerate(bad.tolist())]
                 add_condemned(self._store, self._cache, bucket, column, found)
-        return vectors
+        return len(texts) - len(failed)

@@ -328,8 +328,7 @@ def _build_and_publish(session: BuildSession, prepared: _Prepared, current: Curr
         **provenance(session.config),
         "skipped": False,
     }
-    started_at, record = (current.alias, current.record) if current is not None else (None, None)
-    return publish_index(session, manifest, summary, started_at, record)
+    return publish_index(session, manifest, summary, current)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import Any
 
 import structlog
 
-from pipeline.artifacts import AliasEntry, IndexManifest, ReleaseRecord
+from pipeline.artifacts import IndexManifest
 from pipeline.errors import QualityGateError
 from pipeline.evaluation.judging import check_gates
+from pipeline.execution.current import Current
 from pipeline.execution.session import Session
 from pipeline.release import publish, record_rejection, was_withdrawn
 from pipeline.storage import canonical_json, write_recorded
@@ -21,8 +22,7 @@ def publish_index(
     session: Session,
     manifest: IndexManifest,
     summary: dict[str, Any],
-    started_at: AliasEntry | None,
-    current: ReleaseRecord | None,
+    current: Current | None,
 ) -> dict[str, Any]:
     """Hold an index against the gates, and make it the next release.
 
@@ -30,8 +30,7 @@ def publish_index(
         session: The job.
         manifest: The index.
         summary: What the job reports; `inputs` names all that determined the index, `made_of` where the release before did, too.
-        started_at: The alias entry that the job may follow.
-        current: The release that it names.
+        current: What the job may follow.
 
     Returns:
         The summary with `release` and `published`: an index that was rolled back is not published again.
@@ -46,6 +45,7 @@ def publish_index(
         if name in summary:
             session.ledger.metrics.record(f"strata_{name}", summary[name])
     summary = _through_gates(session, manifest.index, summary, current)
+    started_at = current.alias if current is not None else None
     if was_withdrawn(session.store, manifest.index, inputs=str(summary.get("made_of", summary["inputs"]))):
         structlog.get_logger().warning("rolled_back_index_not_published_again", index=manifest.index)
         return {**summary, "release": started_at.release if started_at is not None else 0, "published": False}
@@ -64,10 +64,10 @@ def publish_index(
 
 
 def _through_gates(
-    session: Session, index: str, summary: dict[str, Any], current: ReleaseRecord | None
+    session: Session, index: str, summary: dict[str, Any], current: Current | None
 ) -> dict[str, Any]:
     """The summary with the gates and with what the job took."""
-    before = int(str(current.summary.get("documents", 0))) if current is not None else 0
+    before = int(str(current.record.summary.get("documents", 0))) if current is not None else 0
     gates = check_gates(session.config.gates, summary, removed=summary["removed"], documents_before=before)
     session.seconds["total"] = round(sum(session.seconds.values()), 3)
     summary = {**summary, **session.measured(), "gates": [asdict(gate) for gate in gates]}

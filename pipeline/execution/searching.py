@@ -24,7 +24,7 @@ from pipeline.execution.answering import (
     filters_of,
     results_table,
 )
-from pipeline.execution.cascading import cascade
+from pipeline.execution.cascading import admitted, cascade
 from pipeline.execution.encoders import check_encoder_of_queries, query_encoder_for
 from pipeline.index.batch import search_many
 from pipeline.index.reader import Hit, Release, SearchStats, open_release
@@ -123,11 +123,13 @@ def _cascade_to_file(
     found, stats = _search_by_filter(release, asked, deeper)
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     store = open_store(config.root, config.storage)
-    ranked = cascade(store, manifest, made, unit, found, depth=depth, admit=how.admit)
+    wanted = admitted(found, depth=depth, admit=how.admit, weights=asked.weights)
+    ranked = cascade(store, manifest, made, unit, found, depth=depth, embed=wanted)
     _write_results(config, _results(asked, [hits[: how.k] for hits in ranked.hits], release.number), out)
     return {
         "queries": len(asked),
         "documents_embedded": ranked.embedded,
+        "documents_across": ranked.across,
         "seconds": round(time.perf_counter() - start, 4),
         **stats.summary(),
     }

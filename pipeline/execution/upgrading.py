@@ -187,13 +187,8 @@ class _Upgrade:
         manifest, measured = judge(session, questions, manifest, None, stand_ins)
         self._check_whole(measured)
         session.seconds["total"] = round(sum(session.seconds.values()), 3)
-        return publish_index(
-            session,
-            manifest,
-            self._summary(manifest, measured, ladder, encoded),
-            before.current.alias,
-            before.current.record,
-        )
+        summary = self._summary(manifest, measured, ladder, encoded)
+        return publish_index(session, manifest, summary, before.current)
 
     # -------------------------------------------------------------------------------------------- queries
 

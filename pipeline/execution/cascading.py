@@ -18,7 +18,7 @@ from pipeline.embedding.bisecting import encode_around
 from pipeline.embedding.cache import Cache, add_condemned, add_vectors, open_cache, read_redrives
 from pipeline.embedding.encoder import TextEncoder
 from pipeline.index.reader import Hit
-from pipeline.index.vectors import cached_vectors
+from pipeline.index.vectors import cached_vectors, unknown_texts
 from pipeline.storage import Store
 from pipeline.tables import hash_keys, vector_array
 
@@ -27,7 +27,9 @@ __all__ = ["Cascaded", "admitted", "cascade"]
 KEPT_TOGETHER = 5000
 """Texts after which what is embedded is kept: a search that dies loses no more. Fewer would be more and smaller files."""
 READ_TOGETHER = 50_000
-"""Documents whose texts are read together: bounds their memory."""
+"""Documents that are looked up together: bounds the memory of their hashes."""
+ROUNDED = 9
+"""Digits of a sum of weights."""
 QUERY_BLOCK = 1000
 """Queries whose documents are read together: bounds the memory of their vectors."""
 
@@ -62,7 +64,8 @@ def admitted(
     for hits, weight in zip(found, weights or [1.0] * len(found), strict=True):
         for hit in hits[:depth]:
             wanted[hit.doc_id] += weight
-    return sorted(name for name, count in wanted.items() if count >= admit)
+    # Weights may be fractions, whose sum depends on their order in its last bits.
+    return sorted(name for name, count in wanted.items() if round(count, ROUNDED) >= admit)
 
 
 def cascade(
@@ -95,8 +98,8 @@ def cascade(
     across: set[str] = set()
     for some in _spans(len(queries), QUERY_BLOCK):
         first = {hit.doc_id for hits in found[some] for hit in hits[:depth]}
-        known = texts.vectors_of(sorted(first))
-        across |= first - known.keys()
+        known = texts.known(sorted(first))
+        across |= first - known.rows.keys()
         asked = zip(queries[some], found[some], strict=True)
         ranked += [_ranked(query, hits, known, depth) for query, hits in asked]
     return Cascaded(ranked, embedded, len(across))
@@ -106,13 +109,21 @@ def _spans(length: int, size: int) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, length, size))
 
 
-def _ranked(
-    query: NDArray[np.float32], hits: list[Hit], known: Mapping[str, NDArray[np.float32]], depth: int
-) -> list[Hit]:
-    scored = [
-        hit._replace(score=float((known[hit.doc_id] @ query).max())) if hit.doc_id in known else hit
-        for hit in hits[:depth]
-    ]
+class _Known(NamedTuple):
+    """Vectors of documents that have one and no text that is still to be embedded."""
+
+    rows: Mapping[str, list[int]]
+    """By document."""
+    vectors: NDArray[np.float32]
+    """(t, d)"""
+
+    def score(self, query: NDArray[np.float32], hit: Hit) -> Hit:
+        rows = self.rows.get(hit.doc_id)
+        return hit if rows is None else hit._replace(score=float((self.vectors[rows] @ query).max()))
+
+
+def _ranked(query: NDArray[np.float32], hits: list[Hit], known: _Known, depth: int) -> list[Hit]:
+    scored = [known.score(query, hit) for hit in hits[:depth]]
     return [*sorted(scored, key=lambda hit: -hit.score), *hits[depth:]]
 
 
@@ -138,17 +149,16 @@ class _Texts:
 
     def embed(self, names: Sequence[str]) -> int:
         """Make vectors of the texts of documents that the cache knows nothing of; how many could be made."""
-        rows = documents_by_id(self._store, self._documents, names, ["text", "text_hash"])
+        rows = documents_by_id(self._store, self._documents, names, ["doc_id", "text_hash"])
         hashes, first = np.unique(hash_keys(rows["text_hash"]), return_index=True)
-        cached = cached_vectors(self._store, self._cache, hashes)
-        missing = np.flatnonzero(~cached.is_there & ~cached.is_condemned)
+        missing = unknown_texts(self._store, self._cache, hashes)
+        owners = rows["doc_id"].take(pa.array(first[missing])).to_pylist()
         return sum(
-            self._embed(hashes[missing[some]], rows["text"].take(pa.array(first[missing[some]])).to_pylist())
-            for some in _spans(len(missing), KEPT_TOGETHER)
+            self._embed(hashes[missing[some]], owners[some]) for some in _spans(len(missing), KEPT_TOGETHER)
         )
 
-    def vectors_of(self, names: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """(c, d) vectors by document, of those that have one and no text that is still to be embedded."""
+    def known(self, names: Sequence[str]) -> _Known:
+        """What the cache has of documents."""
         rows = documents_by_id(self._store, self._documents, names, ["doc_id", "text_hash"])
         hashes, text_of = np.unique(hash_keys(rows["text_hash"]), return_inverse=True)
         cached = cached_vectors(self._store, self._cache, hashes)
@@ -156,12 +166,23 @@ class _Texts:
         for name, text in zip(rows["doc_id"].to_pylist(), text_of.tolist(), strict=True):
             texts[name].append(text)
         is_settled = cached.is_there | cached.is_condemned
-        settled = {name: np.array(own) for name, own in texts.items() if is_settled[own].all()}
-        vectors = {name: cached.vectors[own[cached.is_there[own]]] for name, own in settled.items()}
-        return {name: own for name, own in vectors.items() if len(own)}
+        settled = {
+            name: [text for text in own if cached.is_there[text]]
+            for name, own in texts.items()
+            if is_settled[own].all()
+        }
+        return _Known({name: own for name, own in settled.items() if own}, cached.vectors)
 
-    def _embed(self, hashes: NDArray[np.bytes_], texts: list[str]) -> int:
-        """Add the vectors of texts by rising hash to the cache, and which have none; how many have one."""
+    def _read(self, hashes: NDArray[np.bytes_], owners: list[str]) -> list[str]:
+        """The texts of these hashes, which are among those of these documents."""
+        rows = documents_by_id(self._store, self._documents, sorted({*owners}), ["text", "text_hash"])
+        found, first = np.unique(hash_keys(rows["text_hash"]), return_index=True)
+        texts: list[str] = rows["text"].take(pa.array(first[np.searchsorted(found, hashes)])).to_pylist()
+        return texts
+
+    def _embed(self, hashes: NDArray[np.bytes_], owners: list[str]) -> int:
+        """Add the vectors of texts of documents by rising hash to the cache, and which have none; how many have one."""
+        texts = self._read(hashes, owners)
         vectors, failed = encode_around(self._encoder.encode_documents, texts, dims=self._cache.dims)
         is_bad = np.zeros(len(texts), np.bool_)
         is_bad[[one.row for one in failed]] = True

@@ -26,6 +26,7 @@ __all__ = [
     "sample_by_partition",
     "sample_queries",
     "sample_vectors",
+    "unknown_texts",
 ]
 
 SLICE_ROWS = 8192
@@ -104,14 +105,29 @@ def cached_vectors(store: Store, cache: Cache, hashes: NDArray[np.bytes_]) -> Ca
     """
     is_there, is_condemned = np.zeros((2, len(hashes)), np.bool_)
     vectors = np.zeros((len(hashes), cache.dims), np.float32)
+    for cached, mine in _by_bucket(store, cache, hashes):
+        is_condemned[mine] = np.isin(hashes[mine], hash_keys(cached.condemned["text_hash"]))
+        found = mine[np.isin(hashes[mine], cached.keys)]
+        is_there[found], vectors[found] = True, cached.read(hashes[found])
+    return CachedVectors(is_there, is_condemned, vectors)
+
+
+def unknown_texts(store: Store, cache: Cache, hashes: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """(m,) which of some texts have no vector and are not condemned; arguments as `cached_vectors`, which reads vectors, too."""
+    is_known = np.zeros(len(hashes), np.bool_)
+    for cached, mine in _by_bucket(store, cache, hashes):
+        known = np.concatenate([cached.keys, hash_keys(cached.condemned["text_hash"])])
+        is_known[mine] = np.isin(hashes[mine], known)
+    return np.flatnonzero(~is_known)
+
+
+def _by_bucket(
+    store: Store, cache: Cache, hashes: NDArray[np.bytes_]
+) -> Iterator[tuple[CachedBucket, NDArray[np.int64]]]:
+    """Every bucket that some texts are in, and which of them are."""
     of_hash = bucket_of(hashes.view(np.uint8).reshape(-1, 16), cache.buckets)
     for bucket in np.unique(of_hash).tolist():
-        cached = CachedBucket(store, cache, bucket)
-        mine = np.flatnonzero(of_hash == bucket)
-        is_condemned[mine] = np.isin(hashes[mine], hash_keys(cached.condemned["text_hash"]))
-        mine = mine[np.isin(hashes[mine], cached.keys)]
-        is_there[mine], vectors[mine] = True, cached.read(hashes[mine])
-    return CachedVectors(is_there, is_condemned, vectors)
+        yield CachedBucket(store, cache, bucket), np.flatnonzero(of_hash == bucket)
 
 
 def sample_vectors(store: Store, source: VectorSource, rows: int) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 
 import numpy as np
@@ -183,18 +184,18 @@ def settings_of(
         One for each rule and depth.
     """
     found = []
+    enough = np.array([one.enough for one in scanned])
+    query_of = np.repeat(np.arange(len(scanned)), [len(one.wanted) for one in scanned])
+    sums = [np.cumsum(np.concatenate([[0], one.entries])) for one in scanned]
+    ranks_of = [cache(partial(_ranks, one)) for one in scanned]
     for rule in rules:
         probed = [_probed(one.margin, rule) for one in scanned]
-        ranks = [_ranks(one, count) for one, count in zip(scanned, probed, strict=True)]
-        entries = np.mean([one.entries[:count].sum() for one, count in zip(scanned, probed, strict=True)])
+        ranks = np.concatenate([of(count) for of, count in zip(ranks_of, probed, strict=True)])
+        entries = np.mean([own[count] for own, count in zip(sums, probed, strict=True)])
         lists = float(np.mean(probed))
         for depth in depths:
-            shares = np.array(
-                [
-                    min(1.0, (rank < max(depth, WANTED)).sum() / one.enough)
-                    for rank, one in zip(ranks, scanned, strict=True)
-                ]
-            )
+            met = np.bincount(query_of[ranks < max(depth, WANTED)], minlength=len(scanned))
+            shares = np.minimum(1.0, met / enough)
             error = float(shares.std() / np.sqrt(len(shares)))
             size = float(entries * entry_bytes + depth * vector_bytes)
             found.append(Setting(rule, depth, float(shares.mean()), error, lists, size))

@@ -281,6 +281,8 @@ def _cascaded(config, folder, how):
     queries, out = str(folder / "queries.parquet"), str(folder / "found.parquet")
     summary = search_file(config, queries=queries, out=out, how=how, encoder="wide", runner_of=Inline)
     table = pq.read_table(out)
+    queries, scores = (table[name].to_numpy() for name in ("query_id", "score"))
+    assert (np.diff(scores)[queries[1:] == queries[:-1]] <= 0).all()
     keys = zip(table["query_id"].to_pylist(), table["doc_id"].to_pylist(), strict=True)
     return summary, dict(zip(keys, table["score"].to_pylist(), strict=True))
 
@@ -306,8 +308,14 @@ def _cached_texts(config):
 def test_a_cascade_embeds_what_enough_of_the_queries_find_and_leaves_the_others_their_scores(
     upgraded, tmp_path
 ):
+    queries = pq.read_table(tmp_path / "queries.parquet")
+    weights = dict(zip(queries["query_id"].to_pylist(), [0.5, 2.0] * (len(queries) // 2), strict=True))
+    weighed = queries.append_column("weight", pa.array(list(weights.values())))
+    pq.write_table(weighed, tmp_path / "queries.parquet")
     _, plain = _cascaded(upgraded, tmp_path, How(30, exact=True))
-    wanted = Counter(doc for _, doc in plain)
+    wanted = Counter()
+    for query, doc in plain:
+        wanted[doc] += weights[query]
     sampled = {doc for doc, cached in _cached_texts(upgraded).items() if all(cached)}
     summary, ranked = _cascaded(upgraded, tmp_path, How(30, exact=True, cascade=30, admit=3))
     assert ranked.keys() == plain.keys()

@@ -20,3 +20,8 @@ def test_a_query_counts_by_its_weight():
     found = [_hits("ab"), _hits("bc")]
     assert admitted(found, depth=2, admit=5, weights=(5.0, 1.0)) == ["a", "b"]
     assert admitted(found, depth=2, admit=0, weights=(0.1, 0.2)) == ["a", "b", "c"]
+
+
+def test_fractions_of_a_query_add_up_in_any_order():
+    for weights in ((0.7, 0.2, 0.1), (0.1, 0.2, 0.7)):
+        assert admitted([_hits("a")] * 3, depth=1, admit=1, weights=weights) == ["a"]

@@ -91,7 +91,7 @@ def plainly(one, rule, depth):
 @given(seed=st.integers(0, 999), lists=st.integers(1, 12), margin=st.floats(0, 1), depth=st.integers(1, 80))
 def test_a_setting_finds_what_a_search_with_it_would(seed, lists, margin, depth):
     queries, rule = [scanned(seed), scanned(seed + 1), scanned(seed + 2)], Probing(lists, margin)
-    (setting,) = settings_of(queries, [rule], [depth], entry_bytes=10, vector_bytes=100)
+    *_, setting = settings_of(queries, [ALL, rule, ALL, rule], [depth], entry_bytes=10, vector_bytes=100)
     found = [plainly(one, rule, depth) for one in queries]
     assert setting.recall == pytest.approx(np.mean([share for share, _ in found]))
     assert setting.lists == pytest.approx(np.mean([count for _, count in found]))

@@ -17,7 +17,6 @@ from pipeline.spaces.calibration import Calibration, Cohort, calibrate
 from pipeline.upgrade.closed import ANCHORS, Anchors, fit_drift, fit_procrustes, fit_ridge, pick_anchors
 from pipeline.upgrade.exam import Exam, Pairs
 from pipeline.upgrade.ranking import scores_of
-from pipeline.upgrade.tuning import regress_residual, tune_bridge, with_residual
 
 __all__ = ["Choice", "choose", "held_out_exam", "simplest_of_the_best"]
 
@@ -104,6 +103,8 @@ def held_out_exam(fit: Pairs, held_out: Pairs, corpus: int, queries: Pairs | Non
 
 def _trained(fit: Pairs, exam: Exam, seed: int) -> dict[str, Bridge]:
     """Bridges by name, the simplest first."""
+    # Torch, which no other job than an upgrade needs for this.
+    from pipeline.upgrade.tuning import regress_residual, tune_bridge, with_residual
 
     def recall(bridge: Bridge) -> float:
         return _recall(exam, bridge)

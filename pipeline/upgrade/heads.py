@@ -1,4 +1,4 @@
-"""Compatible heads: new queries read the stored codes of old vectors, without a vector of a document. Imports torch."""
+"""Compatible heads: new queries read the stored codes of old vectors, without a vector of a document."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.binarization import Binarizer, Codes, binarize, rotate_queries, score
-from pipeline.binarization.compatible import fit_reader, train_reader
 from pipeline.binarization.learning import mine_neighbours
 from pipeline.upgrade.exam import DEPTH, Exam, Pairs
 from pipeline.upgrade.ranking import ranked_by
@@ -39,6 +38,9 @@ def stored_codes(
         old: Binarizer of the stored codes.
         seed: Of every random choice.
     """
+    # Torch, which no other job than an upgrade needs for this.
+    from pipeline.binarization.compatible import fit_reader, train_reader
+
     if old.levels[0] > fit.new.shape[1]:
         return None
     codes, neighbours = binarize(old, fit.old), mine_neighbours(fit.new, np.random.default_rng(seed))

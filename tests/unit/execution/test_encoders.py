@@ -47,6 +47,17 @@ def test_the_driver_of_a_first_run_does_not_load_torch(tmp_path):
     assert done.stdout.split()[0] == choose_dtype(EncoderConfig(model=MODEL), device="cpu").dtype
 
 
+def test_what_a_job_imports_does_not_load_torch():
+    """It would cost a second and 177 MB, in the driver and in each of its workers."""
+    jobs = "flows upgrading backfilling redriving searching runner"
+    imports = "; ".join(f"import pipeline.execution.{name}" for name in jobs.split())
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {imports}; print('torch' in sys.modules)"],
+        capture_output=True, text=True, check=True, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )  # fmt: skip
+    assert done.stdout.split()[-1] == "False"
+
+
 def _killed(encoder: EncoderConfig, *, storage: StorageConfig) -> ChosenDtype:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError(f"{encoder} {storage}: not reached")
